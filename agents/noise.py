@@ -1,0 +1,58 @@
+"""Random draws with a run axis, one stream for each run.
+
+An agent draws all its randomness here, so that run r of a fleet sees the same numbers as the same run trained alone.
+On a CPU each run has a generator of its own. On a GPU one generator serves the fleet (R small launches for each draw
+would cost more than the draw), so there a regrouped fleet keeps everything but the noise to come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.seeding import derive_seed
+
+
+class Noise:
+    """Draws of shape (R, ...) on one device.
+
+    Args:
+        seeds: the seed of each run.
+        stream: a name that keeps this stream apart from the run's others ("explore", "evaluate", "learn").
+        device: where the draws live.
+    """
+
+    def __init__(self, seeds: Sequence[int], stream: str, device: torch.device) -> None:
+        self.runs = len(seeds)
+        self.device = device
+        per_run = device.type == "cpu"
+        keys: list[object] = list(seeds) if per_run else [tuple(seeds)]
+        self.generators = [torch.Generator(device=device).manual_seed(derive_seed(stream, key)) for key in keys]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal (R, *shape)."""
+        if len(self.generators) == 1:
+            return torch.randn(self.runs, *shape, generator=self.generators[0], device=self.device)
+        return torch.stack([torch.randn(*shape, generator=g, device=self.device) for g in self.generators])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), (R, *shape)."""
+        if len(self.generators) == 1:
+            return torch.rand(self.runs, *shape, generator=self.generators[0], device=self.device)
+        return torch.stack([torch.rand(*shape, generator=g, device=self.device) for g in self.generators])
+
+    def state(self, run: int) -> dict[str, Any]:
+        """What run `run` needs to continue its stream; `shared` marks a generator that the whole fleet drew from."""
+        shared = len(self.generators) < self.runs
+        return {"shared": shared, "runs": self.runs, "generator": self.generators[0 if shared else run].get_state()}
+
+    def load(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Continue the streams of `states`. A fleet grouped or placed otherwise than when saved keeps its fresh seed."""
+        for index, generator in enumerate(self.generators):
+            state = states[index]
+            same_device = state["shared"] == (len(self.generators) < self.runs)
+            if same_device and (not state["shared"] or state["runs"] == self.runs):
+                generator.set_state(state["generator"].cpu())

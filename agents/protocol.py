@@ -1,0 +1,121 @@
+"""The agent protocol: what every agent offers and the loop that drives it.
+
+An agent trains R runs in lockstep (a fleet; R = 1 is the ordinary case), each with N environments. Every tensor has the
+run axis first. The loop, for one fleet:
+
+    agent = AgentClass(spec, hyperparameters, seeds=[1, 2, 3], device=device)
+    agent_steps = 0                                     # of one run, over its N environments
+    while agent_steps < spec.budget_agent_steps:
+        if agent_steps < agent.seed_agent_steps:
+            action = uniform(-1, 1)                     # (R, N, A)
+        else:
+            action = agent.act(obs, first, explore=True)
+        obs, reward, terminated, truncated = environments.step(action)
+        replay.add(...)
+        for _ in range(agent.updates_due(agent_steps, agent_steps + N)):
+            metrics = agent.update(replay.sample())
+        agent_steps += N
+
+Evaluation calls `act(obs, first, explore=False)` with environments of its own; it uses a noise stream and a planner
+memory of its own, so training is the same with and without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What an agent needs to know of its environments, and nothing more."""
+
+    obs_shape: tuple[int, ...]
+    """(O,) for state vectors, (C, height, width) for stacked images."""
+    obs_kind: Literal["state", "rgb"]
+    action_size: int
+    episode_agent_steps: int
+    budget_agent_steps: int
+    num_envs: int = 1
+    """N, environments of each run."""
+
+
+@dataclass(frozen=True)
+class ReplaySpec:
+    """How an agent wants its batches drawn."""
+
+    batch_size: int
+    """B, slices in a batch, for each run."""
+    length: int
+    """L, consecutive observations in a slice; L - 1 transitions. 2 gives plain (obs, action, reward, next obs)."""
+    capacity: int
+    """Transitions that a run keeps; the oldest go first."""
+    draw: Literal["episode", "transition"]
+    """`episode`: an episode uniformly, then a start within it; `transition`: every start equally likely."""
+    finished_episodes_only: bool
+    """Whether the episode in progress is left out until it ends."""
+
+
+@dataclass
+class Batch:
+    """Slices of replay, time before batch: entry t of `action`, `reward`, `terminated` leads from obs[t] to obs[t+1]."""
+
+    obs: Tensor  # (R, L, B, *obs_shape) float32, or uint8 for images
+    action: Tensor  # (R, L-1, B, A) float32
+    reward: Tensor  # (R, L-1, B) float32
+    terminated: Tensor  # (R, L-1, B) float32: 1 where the environment ended by itself, 0 at a time limit
+
+
+class Agent(Protocol):
+    """R independent runs of one agent, trained in lockstep."""
+
+    Hyperparameters: ClassVar[type[BaseModel]]
+    obs_kinds: ClassVar[tuple[str, ...]]
+    max_fleet: ClassVar[int | None]
+    """Most runs in one fleet; None: as many as memory holds; 1: the agent cannot be a fleet."""
+
+    replay: ReplaySpec
+    seed_agent_steps: int
+    """Uniformly random agent steps of each run before `act` is asked."""
+
+    def __init__(
+        self, spec: AgentSpec, hyperparameters: Any, seeds: Sequence[int], device: torch.device
+    ) -> None: ...
+
+    def act(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
+        """Choose actions.
+
+        Args:
+            obs: (R, N, *obs_shape), on the agent's device.
+            first: (R, N) bool, true at the first step of an episode.
+            explore: true in training; false in evaluation, where no exploration noise is added.
+
+        Returns:
+            (R, N, A) float32 in [-1, 1].
+        """
+        ...
+
+    def updates_due(self, before: int, after: int) -> int:
+        """Updates owed for going from `before` to `after` agent steps of a run (a seed phase may owe a burst)."""
+        ...
+
+    def update(self, batch: Batch) -> Mapping[str, Tensor]:
+        """One gradient step of each run on its own slices. Returns metrics, each (R,), not yet brought to the host."""
+        ...
+
+    def state_dict(self, run: int) -> dict[str, Any]:
+        """All that run `run` needs to go on: parameters, optimisers, scalers, planner memory, random generators.
+
+        Holds tensors, numbers, strings, lists and dicts only (it is loaded with `weights_only=True`), and stands alone:
+        a fleet may be put together anew from the states of single runs.
+        """
+        ...
+
+    def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Take over one state for each run, in order."""
+        ...

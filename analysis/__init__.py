@@ -1,0 +1,1 @@
+"""From run directories to tables, statistics, figures and reports. Imports no torch, agent or simulator."""

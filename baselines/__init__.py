@@ -1,0 +1,1 @@
+"""Baseline agents on the same protocol as TD-MPC2."""

@@ -1,0 +1,262 @@
+"""The run directory: all that a run leaves behind, and the only thing that crosses from training to analysis.
+
+    results/<sweep>/<agent>/<task>/seed<k>-<hash>/
+      run.json       specification, hash, one entry of provenance for each attempt
+      eval.csv       a row for each evaluation episode
+      train.csv      what training said, at intervals
+      checkpoints/   the last two
+      replay/        episodes, appended as they end
+      heartbeat      JSON, rewritten while the run lives
+      done.json      exists once the budget is reached
+      failed.json    exists after an error: class, message, traceback
+
+Light on purpose: reading run directories loads no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench import atomic
+from bench.errors import UserError
+from bench.runspec import RunSpec
+from bench.schema import EVAL_CSV, SCHEMA_VERSION
+
+STALE_AFTER_S = 300.0
+"""A heartbeat older than this means that the run's process is gone (it beats every 10 s at most)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, as its directory tells."""
+
+    state: str
+    """pending, running, stale, failed or done."""
+    env_steps: int
+    agent_steps_per_s: float | None
+    last_return: float | None
+    wall_s: float
+    age_s: float | None
+    """Seconds since the last heartbeat; None where there was none."""
+
+
+class RunDir:
+    """One run directory. Every write is atomic, or an append that a reader can repair."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, sweep_folder: Path, spec: RunSpec) -> RunDir:
+        """The directory of `spec` below a sweep's folder, made if it does not exist.
+
+        Raises:
+            UserError: the folder cannot be written, or holds another run.
+        """
+        run = cls(sweep_folder / spec.run_id)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not run.run_json.exists():
+                atomic.write_json(
+                    run.run_json,
+                    {"schema_version": SCHEMA_VERSION, "hash": spec.hash, "spec": spec.model_dump(), "attempts": []},
+                )
+        except OSError as error:
+            raise UserError(f"cannot write {run.path}: {error.strerror}; choose another results folder") from error
+        if run.spec.hash != spec.hash:
+            raise UserError(f"{run.path} holds another run (hash {run.spec.hash}): move it away")
+        return run
+
+    # Files
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def eval_csv(self) -> Path:
+        return self.path / "eval.csv"
+
+    @property
+    def train_csv(self) -> Path:
+        return self.path / "train.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    # Reading
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the directory; None where it does not exist.
+
+        Raises:
+            UserError: the file is not JSON.
+        """
+        path = self.path / name
+        try:
+            value: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged ({error}): remove it, or the whole run directory, and run again") from error
+        return value
+
+    def info(self) -> dict[str, Any]:
+        """run.json."""
+        value = self.read_json("run.json")
+        if value is None:
+            raise UserError(f"{self.path} is no run directory: it has no run.json")
+        if value.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.run_json} has schema version {value.get('schema_version')}, this code reads {SCHEMA_VERSION}: "
+                "read it with the version of the suite that wrote it"
+            )
+        return value
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run's specification."""
+        try:
+            return RunSpec(**self.info()["spec"])
+        except (KeyError, ValidationError) as error:
+            raise UserError(f"{self.run_json} does not hold a run specification: {error}") from error
+
+    def progress(self, budget_env_steps: int | None = None) -> Progress:
+        """State and progress, from the files alone.
+
+        Args:
+            budget_env_steps: what counts as done; the specification's budget by default. A run that was done with a
+                smaller budget is pending again.
+        """
+        beat = self.read_json("heartbeat")
+        done = self.read_json("done.json")
+        age_s = None if beat is None else max(0.0, time.time() - beat["time"])
+        if done is not None and done["env_steps"] >= (budget_env_steps or 0):
+            state = "done"
+        elif (self.path / "failed.json").exists():
+            state = "failed"
+        elif beat is None or beat["ended"]:
+            state = "pending"
+        else:
+            state = "stale" if self._owner_gone(beat, age_s or 0.0) else "running"
+        beat = beat or {}
+        return Progress(
+            state=state,
+            env_steps=int((done or beat).get("env_steps", 0)),
+            agent_steps_per_s=beat.get("agent_steps_per_s"),
+            last_return=beat.get("return"),
+            wall_s=float(beat.get("wall_s", 0.0)),
+            age_s=age_s,
+        )
+
+    @staticmethod
+    def _owner_gone(beat: Mapping[str, Any], age_s: float) -> bool:
+        if age_s > STALE_AFTER_S:
+            return True
+        return bool(beat["host"] == socket.gethostname() and not Path(f"/proc/{beat['pid']}").exists())
+
+    # Writing
+
+    def begin_attempt(self, provenance: Mapping[str, Any]) -> int:
+        """Record an attempt with its provenance; clears an earlier failure. Returns its number, from 1."""
+        info = self.info()
+        info["attempts"].append({"started": now(), **provenance})
+        atomic.write_json(self.run_json, info)
+        (self.path / "failed.json").unlink(missing_ok=True)
+        return len(info["attempts"])
+
+    def update_spec(self, spec: RunSpec) -> None:
+        """Take over a new budget or evaluation schedule of the same run."""
+        info = self.info()
+        if info["hash"] != spec.hash:
+            raise UserError(f"{self.path} holds another run (hash {info['hash']})")
+        info["spec"] = spec.model_dump()
+        atomic.write_json(self.run_json, info)
+
+    def append_rows(self, path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows to a CSV file of the directory, with a header where it is new; flushed to disk."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        if not path.exists():
+            writer.writeheader()
+        writer.writerows(rows)
+        atomic.append_text(path, text.getvalue())
+
+    def append_eval(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append evaluation episodes, one row each (columns of `EVAL_CSV`)."""
+        self.append_rows(self.eval_csv, EVAL_CSV, rows)
+
+    def rewind(self, agent_steps: int) -> None:
+        """Repair eval.csv and train.csv after an interruption: drop a torn last row and rows after `agent_steps`."""
+        for path in (self.eval_csv, self.train_csv):
+            lines = atomic.whole_lines(path)
+            if not lines:
+                path.unlink(missing_ok=True)
+                continue
+            column = lines[0].split(",").index("agent_steps")
+            width = lines[0].count(",")
+            kept = [line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= agent_steps]
+            atomic.write_text(path, "\n".join([lines[0], *kept]) + "\n")
+
+    def beat(self, **values: Any) -> None:
+        """Say that the run lives: env_steps, agent_steps_per_s, return, wall_s."""
+        owner = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "ended": False}
+        atomic.write_json(self.path / "heartbeat", owner | values)
+
+    def end_beat(self) -> None:
+        """Say that the process let go of the run."""
+        beat = self.read_json("heartbeat")
+        if beat is not None:
+            atomic.write_json(self.path / "heartbeat", beat | {"ended": True})
+
+    def mark_done(self, **values: Any) -> None:
+        """The budget is reached."""
+        atomic.write_json(self.path / "done.json", {"ended": now(), **values})
+
+    def mark_failed(self, error: BaseException, **values: Any) -> None:
+        """The run stopped with an error."""
+        atomic.write_json(
+            self.path / "failed.json",
+            {
+                "ended": now(),
+                "class": type(error).__name__,
+                "message": str(error),
+                "traceback": "".join(traceback.format_exception(error)),
+                **values,
+            },
+        )
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def find_runs(folder: Path) -> Iterator[RunDir]:
+    """Every run directory below a folder, in order of path.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: give a results folder, for example results/quickstart")
+    for path in sorted(folder.rglob("run.json")):
+        yield RunDir(path.parent)

@@ -1,0 +1,60 @@
+"""What a run is, and the identity that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RunSpec(BaseModel):
+    """One run: an agent with all its hyperparameters, on one task, from one kind of observation, with one seed.
+
+    The identity (`hash`) covers exactly what decides the result: agent, hyperparameters, task, observation kind, seed,
+    action repeat and the number of environments. The budget and the evaluation schedule are not part of it: a longer
+    run is the same run, further on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    agent: str
+    hyperparameters: dict[str, Any]
+    """Every hyperparameter with its value, defaults included, so that a changed default is another run."""
+    variant: str = "default"
+    """Label of the overrides in tables and figures."""
+    task: str
+    domain: str
+    domain_version: str
+    obs: Literal["state", "rgb"] = "state"
+    seed: int = Field(ge=0)
+    num_envs: int = Field(default=1, ge=1)
+    action_repeat: int = Field(ge=1)
+    budget_env_steps: int = Field(ge=1)
+    eval_every_env_steps: int = Field(ge=1)
+    eval_episodes: int = Field(default=10, ge=1)
+
+    @property
+    def hash(self) -> str:
+        """Ten hexadecimal digits of SHA-256 over what decides the result."""
+        decisive = {
+            "agent": self.agent,
+            "hyperparameters": self.hyperparameters,
+            "task": self.task,
+            "obs": self.obs,
+            "seed": self.seed,
+            "num_envs": self.num_envs,
+            "action_repeat": self.action_repeat,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def run_id(self) -> str:
+        """`agent/task/seed<k>-<hash>`: also the path below the sweep's folder."""
+        return f"{self.agent}/{self.task}/seed{self.seed}-{self.hash}"
+
+    @property
+    def budget_agent_steps(self) -> int:
+        """The budget in actions chosen by the agent."""
+        return self.budget_env_steps // self.action_repeat

@@ -1,0 +1,1 @@
+"""Sweeps: specification, planning, launching and status."""
