@@ -1,0 +1,125 @@
+"""Network parts with a leading run axis: R independent networks trained by one batched matrix product.
+
+Every parameter is `(R, ...)`. A layer takes `(R, M, in)` and gives `(R, M, out)`; M is any flattened batch. Gradients
+of different runs never mix, so the losses of the runs are summed and each run is clipped by its own norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-5
+
+
+class Linear(nn.Module):
+    """R affine maps, `(R, M, in) -> (R, M, out)`, as one batched matrix product.
+
+    Args:
+        runs: R. An ensemble of K members a run passes R * K and keeps members of one run next to each other.
+        inputs: size of the input.
+        outputs: size of the output.
+    """
+
+    def __init__(self, runs: int, inputs: int, outputs: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(runs, inputs, outputs, device=device))
+        self.bias = nn.Parameter(torch.zeros(runs, 1, outputs, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last dimension with a scale and shift for each run, `(R, M, size)`."""
+
+    def __init__(self, runs: int, size: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.ones(runs, 1, size, device=device))
+        self.bias = nn.Parameter(torch.zeros(runs, 1, size, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = nn.functional.layer_norm(x, (self.size,), eps=LAYER_NORM_EPS)
+        return torch.addcmul(self.bias, normed, self.weight)
+
+
+def clip_grad_norms(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale the gradients of each run so that its own global norm is at most `max_norm`.
+
+    The same rule as `torch.nn.utils.clip_grad_norm_` (factor max_norm / (norm + 1e-6), at most 1), for each run apart.
+    Parameters with an ensemble axis folded into the first are `(R * K, ...)`: R is the smallest first size.
+
+    Returns:
+        (R,) norms before clipping.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    runs = min(grad.shape[0] for grad in grads)
+    squares = torch.stack([grad.reshape(runs, -1).square().sum(1) for grad in grads])
+    norms = squares.sum(0).sqrt()
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.view(runs, -1).mul_(factors[:, None])
+    return norms
+
+
+@torch.no_grad()
+def ema_update(targets: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> None:
+    """target <- target + tau (online - target), for all tensors in one call."""
+    torch._foreach_lerp_(list(targets), [tensor.detach() for tensor in online], tau)
+
+
+# States of single runs. A tensor is cut along its first axis: (R, ...) or (R * K, ...) into R equal parts.
+
+
+def _part(tensor: Tensor, run: int, runs: int) -> Tensor:
+    size = tensor.shape[0] // runs
+    return tensor[run * size : (run + 1) * size].detach().cpu().clone()
+
+
+def module_state(module: nn.Module, run: int, runs: int) -> dict[str, Tensor]:
+    """Parameters and buffers of one run."""
+    return {name: _part(tensor, run, runs) for name, tensor in module.state_dict().items()}
+
+
+def load_module_states(module: nn.Module, states: Sequence[Mapping[str, Tensor]]) -> None:
+    """Put the states of single runs together and load them, strictly."""
+    module.load_state_dict({name: torch.cat([state[name] for state in states]) for name in states[0]})
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, run: int, runs: int) -> list[dict[str, Any]]:
+    """State of one run, in the order of the parameters: Adam's moments are cut, its step count is shared."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [
+        {
+            key: _part(value, run, runs) if value.dim() > 0 else value.detach().cpu().clone()
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
+        for parameter in parameters
+    ]
+
+
+def load_optimizer_states(optimizer: torch.optim.Optimizer, states: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Put the optimiser states of single runs together.
+
+    Raises:
+        ValueError: the runs have taken different numbers of steps, so they cannot train in lockstep.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        parts = [state[index] for state in states]
+        merged: dict[str, Tensor] = {}
+        for key in parts[0]:
+            if parts[0][key].dim() > 0:
+                merged[key] = torch.cat([part[key] for part in parts]).to(parameter.device)
+            else:
+                if len({float(part[key]) for part in parts}) > 1:
+                    raise ValueError("runs with different numbers of updates cannot form one fleet")
+                # Fused and capturable optimisers keep the step count on the parameter's device.
+                on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+                merged[key] = parts[0][key].clone().to(parameter.device if on_device else "cpu")
+        if merged:
+            optimizer.state[parameter] = merged

@@ -1,0 +1,1 @@
+"""TD-MPC2: planning in the latent space of a learned, decoder-free world model."""
