@@ -50,7 +50,7 @@ class Noise:
         return {"shared": shared, "runs": self.runs, "generator": self.generators[0 if shared else run].get_state()}
 
     def load(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Continue the streams of `states`. A fleet grouped or placed otherwise than when saved keeps its fresh seed."""
+        """Continue the streams of `states`; a GPU fleet grouped otherwise than when saved keeps its fresh seed."""
         for index, generator in enumerate(self.generators):
             state = states[index]
             same_device = state["shared"] == (len(self.generators) < self.runs)

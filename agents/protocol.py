@@ -63,7 +63,7 @@ class ReplaySpec:
 
 @dataclass
 class Batch:
-    """Slices of replay, time before batch: entry t of `action`, `reward`, `terminated` leads from obs[t] to obs[t+1]."""
+    """Slices of replay, time before batch; `action[t]`, `reward[t]`, `terminated[t]` lead from obs[t] to obs[t+1]."""
 
     obs: Tensor  # (R, L, B, *obs_shape) float32, or uint8 for images
     action: Tensor  # (R, L-1, B, A) float32
@@ -83,9 +83,7 @@ class Agent(Protocol):
     seed_agent_steps: int
     """Uniformly random agent steps of each run before `act` is asked."""
 
-    def __init__(
-        self, spec: AgentSpec, hyperparameters: Any, seeds: Sequence[int], device: torch.device
-    ) -> None: ...
+    def __init__(self, spec: AgentSpec, hyperparameters: Any, seeds: Sequence[int], device: torch.device) -> None: ...
 
     def act(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
         """Choose actions.

@@ -69,7 +69,9 @@ def agents() -> dict[str, AgentEntry]:
     found = {entry.name: entry for entry in BUILT_IN}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in found:
-            raise UserError(f"agent '{point.name}' of {point.value} takes a name that is in use: rename its entry point")
+            raise UserError(
+                f"agent '{point.name}' of {point.value} takes a name that is in use: rename its entry point"
+            )
         agent_class = point.load()
         found[point.name] = AgentEntry(
             name=point.name,

@@ -116,7 +116,9 @@ class RunDir:
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}): remove it, or the whole run directory, and run again") from error
+            raise UserError(
+                f"{path} is damaged ({error}): remove it, or the whole run directory, and run again"
+            ) from error
         return value
 
     def info(self) -> dict[str, Any]:
@@ -213,7 +215,9 @@ class RunDir:
                 continue
             column = lines[0].split(",").index("agent_steps")
             width = lines[0].count(",")
-            kept = [line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= agent_steps]
+            kept = [
+                line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= agent_steps
+            ]
             atomic.write_text(path, "\n".join([lines[0], *kept]) + "\n")
 
     def beat(self, **values: Any) -> None:
