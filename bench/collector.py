@@ -1,0 +1,148 @@
+"""The training environments of a fleet: stepped in lockstep, each reset on its own with a seed of its own.
+
+An episode is determined by its seed and the actions taken, so a checkpoint keeps the actions of the episodes in
+progress and resuming plays them again: no simulator has to save its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.envs.pool import EnvPool
+from bench.runspec import RunSpec
+from bench.seeding import episode_seed
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Step:
+    """One lockstep of R x N environments."""
+
+    obs: Array  # (R, N, *obs_shape): the observation that the action led to, also at the end of an episode
+    reward: Array  # (R, N) float32
+    terminated: Array  # (R, N) bool
+    truncated: Array  # (R, N) bool
+
+
+@dataclass
+class PartialEpisode:
+    """An episode in progress, played again up to where it was interrupted."""
+
+    run: int
+    env: int
+    obs: Array  # (k + 1, *obs_shape)
+    action: Array  # (k, A)
+    reward: Array  # (k,)
+
+
+class Collector:
+    """R x N training environments.
+
+    Attributes:
+        obs: (R, N, *obs_shape) what each environment shows now.
+        first: (R, N) whether that is the first observation of an episode.
+        finished: (run, return, success) of episodes that ended since it was last emptied.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], workers: int) -> None:
+        self.specs = list(specs)
+        self.runs, self.num_envs = len(specs), specs[0].num_envs
+        tasks = [spec.task for spec in specs for _ in range(self.num_envs)]
+        repeats = [spec.action_repeat for spec in specs for _ in range(self.num_envs)]
+        self.pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats)
+        self.episode = np.zeros((self.runs, self.num_envs), dtype=np.int64)
+        self.first = np.ones((self.runs, self.num_envs), dtype=bool)
+        self.returns = np.zeros((self.runs, self.num_envs))
+        self.finished: list[tuple[int, float, float]] = []
+        self.actions: list[list[Array]] = [[] for _ in tasks]
+        self.obs: Array = np.empty(0)
+
+    def start(self) -> None:
+        """Reset every environment to its first episode."""
+        indices = range(self.runs * self.num_envs)
+        obs = self.pool.reset(list(indices), [self._seed(index) for index in indices])
+        self.obs = obs.reshape(self.runs, self.num_envs, *obs.shape[1:])
+
+    def _seed(self, index: int) -> int:
+        run, env = divmod(index, self.num_envs)
+        return episode_seed(self.specs[run].seed, "train", env, int(self.episode[run, env]))
+
+    def step(self, action: Array) -> Step:
+        """Step all environments with (R, N, A) actions, then reset those whose episode ended."""
+        shape = (self.runs, self.num_envs)
+        flat = action.reshape(self.runs * self.num_envs, -1)
+        result = self.pool.step(flat)
+        for taken, history in zip(flat, self.actions, strict=True):
+            history.append(taken.copy())
+        self.returns += result.reward.reshape(shape)
+        self.obs = result.obs.reshape(*shape, *result.obs.shape[1:]).copy()
+        step = Step(
+            obs=self.obs.copy(),
+            reward=result.reward.reshape(shape).copy(),
+            terminated=result.terminated.reshape(shape).copy(),
+            truncated=result.truncated.reshape(shape).copy(),
+        )
+        self.first = step.terminated | step.truncated
+        self._reset_ended(result.success.reshape(shape))
+        return step
+
+    def _reset_ended(self, success: Array) -> None:
+        ended = np.flatnonzero(self.first)
+        if not len(ended):
+            return
+        for index in ended:
+            run, env = divmod(int(index), self.num_envs)
+            self.finished.append((run, float(self.returns[run, env]), float(success[run, env])))
+            self.returns[run, env] = 0.0
+            self.episode[run, env] += 1
+            self.actions[index] = []
+        fresh = self.pool.reset(ended.tolist(), [self._seed(int(index)) for index in ended])
+        self.obs.reshape(-1, *self.obs.shape[2:])[ended] = fresh
+
+    def state_dict(self, run: int) -> dict[str, Any]:
+        """Of one run: which episode each environment is in, and the actions taken in it."""
+        own = self.actions[run * self.num_envs : (run + 1) * self.num_envs]
+        return {
+            "episode": self.episode[run].tolist(),
+            "actions": [torch.from_numpy(np.array(taken, dtype=np.float32)) for taken in own],
+            "obs": torch.from_numpy(self.obs[run].copy()),
+        }
+
+    def restore(self, states: Sequence[Mapping[str, Any]]) -> tuple[list[PartialEpisode], bool]:
+        """Play the episodes in progress again.
+
+        Returns:
+            The episodes up to where they were, and whether every simulator came back to the very same observation.
+        """
+        self.episode = np.array([state["episode"] for state in states], dtype=np.int64)
+        self.actions = [list(taken.numpy()) for state in states for taken in state["actions"]]
+        self.start()
+        flat_obs = self.obs.reshape(-1, *self.obs.shape[2:])
+        partial = [
+            PartialEpisode(*divmod(index, self.num_envs), obs=flat_obs[index][None].copy(), action=a, reward=a[:0, 0])
+            for index, a in enumerate(np.array(taken, np.float32).reshape(len(taken), -1) for taken in self.actions)
+        ]
+        for number in range(max(map(len, self.actions))):
+            going = [index for index, taken in enumerate(self.actions) if len(taken) > number]
+            actions = np.stack([self.actions[index][number] for index in going])
+            result = self.pool.step(actions, going)
+            flat_obs[going] = result.obs
+            for row, index in enumerate(going):
+                partial[index].obs = np.concatenate([partial[index].obs, result.obs[row][None]])
+                partial[index].reward = np.append(partial[index].reward, result.reward[row])
+        for episode in partial:
+            self.returns[episode.run, episode.env] = episode.reward.sum(dtype=np.float64)
+            self.first[episode.run, episode.env] = len(episode.action) == 0
+        saved = np.stack([state["obs"].numpy() for state in states])
+        return partial, bool(np.array_equal(saved, self.obs))
+
+    def close(self) -> None:
+        """End the environments' processes."""
+        self.pool.close()
