@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.envs.pool import EnvPool
+from bench.envs.pool import EnvPool, WorkerError
+from bench.failures import RunsFailed
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
+from bench.tasks import get
 
 Array = NDArray[Any]
 
@@ -56,6 +58,7 @@ class Collector:
         self.runs, self.num_envs = len(specs), specs[0].num_envs
         tasks = [spec.task for spec in specs for _ in range(self.num_envs)]
         repeats = [spec.action_repeat for spec in specs for _ in range(self.num_envs)]
+        self.action_size = get(specs[0].task).action_size
         self.pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats)
         self.episode = np.zeros((self.runs, self.num_envs), dtype=np.int64)
         self.first = np.ones((self.runs, self.num_envs), dtype=bool)
@@ -78,7 +81,10 @@ class Collector:
         """Step all environments with (R, N, A) actions, then reset those whose episode ended."""
         shape = (self.runs, self.num_envs)
         flat = action.reshape(self.runs * self.num_envs, -1)
-        result = self.pool.step(flat)
+        try:
+            result = self.pool.step(flat)
+        except WorkerError as error:
+            raise RunsFailed.of_environments(error, error.indices, self.num_envs) from error
         for taken, history in zip(flat, self.actions, strict=True):
             history.append(taken.copy())
         self.returns += result.reward.reshape(shape)
@@ -126,8 +132,13 @@ class Collector:
         self.start()
         flat_obs = self.obs.reshape(-1, *self.obs.shape[2:])
         partial = [
-            PartialEpisode(*divmod(index, self.num_envs), obs=flat_obs[index][None].copy(), action=a, reward=a[:0, 0])
-            for index, a in enumerate(np.array(taken, np.float32).reshape(len(taken), -1) for taken in self.actions)
+            PartialEpisode(
+                *divmod(index, self.num_envs),
+                obs=flat_obs[index][None].copy(),
+                action=np.array(taken, dtype=np.float32).reshape(len(taken), self.action_size),
+                reward=np.empty(0, dtype=np.float32),
+            )
+            for index, taken in enumerate(self.actions)
         ]
         for number in range(max(map(len, self.actions))):
             going = [index for index, taken in enumerate(self.actions) if len(taken) > number]

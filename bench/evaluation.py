@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bench.envs.pool import EnvPool
+from bench.envs.pool import EnvPool, WorkerError
+from bench.failures import RunsFailed
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
 
@@ -64,7 +65,10 @@ class Evaluator:
             shown = torch.from_numpy(obs.reshape(*shape, *obs.shape[1:])).to(device)
             action = agent.act(shown, torch.from_numpy(first.reshape(shape)).to(device), explore=False)
             chosen = action.cpu().numpy().reshape(total, -1)[going]
-            result = self.pool.step(np.nan_to_num(chosen), going.tolist())
+            try:
+                result = self.pool.step(np.nan_to_num(chosen), going.tolist())
+            except WorkerError as error:
+                raise RunsFailed.of_environments(error, error.indices, self.episodes) from error
             obs[going], first[:] = result.obs, False
             returns[going] += result.reward
             # An agent that turned NaN has no return, and must not stop the other runs of the fleet.

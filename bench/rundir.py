@@ -206,9 +206,16 @@ class RunDir:
         """Append evaluation episodes, one row each (columns of `EVAL_CSV`)."""
         self.append_rows(self.eval_csv, EVAL_CSV, rows)
 
-    def rewind(self, agent_steps: int) -> None:
-        """Repair eval.csv and train.csv after an interruption: drop a torn last row and rows after `agent_steps`."""
-        for path in (self.eval_csv, self.train_csv):
+    def rewind(self, eval_agent_steps: int, train_agent_steps: int) -> None:
+        """Repair eval.csv and train.csv after an interruption.
+
+        Drops a torn last row and the rows that training will write again.
+
+        Args:
+            eval_agent_steps: the last evaluation to keep; -1 for none.
+            train_agent_steps: where training goes on.
+        """
+        for path, agent_steps in ((self.eval_csv, eval_agent_steps), (self.train_csv, train_agent_steps)):
             lines = atomic.whole_lines(path)
             if not lines:
                 path.unlink(missing_ok=True)

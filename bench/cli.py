@@ -1,0 +1,222 @@
+"""The commands of `bench/`: tasks, agents, doctor, train and worker. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from bench.errors import UserError
+
+app = typer.Typer()
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+@app.command("tasks")
+def tasks_command(
+    task_set: Annotated[
+        str | None, typer.Option("--set", help="A task set, such as dmcontrol, mt30 or visual.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the tasks: sizes, budgets and metrics."""
+    from dataclasses import asdict
+
+    from bench import tasks
+
+    chosen = tasks.task_set(task_set) if task_set else tasks.tasks()
+    if as_json:
+        _print_json([asdict(task) | {"tags": sorted(task.tags)} for task in chosen])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(chosen)} tasks" + (f" of {task_set}" if task_set else ""), header_style="bold")
+    columns = (
+        "task",
+        "domain",
+        "obs",
+        "action",
+        "repeat",
+        "agent steps an episode",
+        "budget (env steps)",
+        "metric",
+        "tags",
+    )
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if 2 <= number <= 6 else "left")
+    for task in chosen:
+        numbers = (task.obs_size, task.action_size, task.action_repeat, task.episode_agent_steps, task.budget_env_steps)
+        table.add_row(
+            task.name, task.domain, *(f"{number:,}" for number in numbers), task.metric, " ".join(sorted(task.tags))
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Sets: {', '.join(tasks.set_names())}")
+
+
+@app.command("agents")
+def agents_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List the agents with their observation kinds, largest fleet and hyperparameters."""
+    from agents.registry import agents
+
+    described = [
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "obs_kinds": list(entry.obs_kinds),
+            "max_fleet": entry.max_fleet,
+            "hyperparameters": {
+                name: {"default": field.get_default(), "type": str(field.annotation), "help": field.description or ""}
+                for name, field in entry.hyperparameters_model().model_fields.items()
+            },
+        }
+        for entry in agents().values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(described, indent=2, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for agent in described:
+        fleet = "any" if agent["max_fleet"] is None else agent["max_fleet"]
+        console.print(f"[bold]{agent['name']}[/bold]: {agent['summary']}", highlight=False)
+        console.print(f"  observations: {', '.join(agent['obs_kinds'])}; largest fleet: {fleet}", highlight=False)
+        table = Table("hyperparameter", "default", "meaning", header_style="bold")
+        for name, field in agent["hyperparameters"].items():
+            table.add_row(name, str(field["default"]), field["help"])
+        console.print(table)
+
+
+@app.command("doctor")
+def doctor_command(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    results: Annotated[Path, typer.Option(help="Where results will go.")] = Path("results"),
+) -> None:
+    """Say what works on this machine, and for what does not, the command that mends it."""
+    from bench.doctor import command
+
+    raise typer.Exit(command(as_json, results))
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["horizon=5"]` as `{"horizon": 5}`; values are read as YAML.
+
+    Raises:
+        UserError: a pair without `=`, or a value that is no YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{pair}' is no override: write key=value, for example horizon=5")
+        try:
+            overrides[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override '{pair}': the value is no YAML") from error
+    return overrides
+
+
+@app.command("train")
+def train_command(
+    agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")],
+    task: Annotated[str, typer.Argument(help="A task of `bench tasks`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    env_steps: Annotated[int | None, typer.Option(min=1, help="Budget; the task's own by default.")] = None,
+    eval_every_env_steps: Annotated[int | None, typer.Option(min=1, help="The task's own by default.")] = None,
+    eval_episodes: Annotated[int, typer.Option(min=1)] = 10,
+    num_envs: Annotated[int, typer.Option(min=1, help="Training environments of the run.")] = 1,
+    results: Annotated[Path, typer.Option(help="The run goes below this folder.")] = Path("results/train"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    env_workers: Annotated[int, typer.Option(min=0, help="Environment processes; 0: none of their own.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
+    checkpoint_every_s: Annotated[float, typer.Option(min=0)] = 300.0,
+    video: Annotated[bool, typer.Option(help="An mp4 of one episode of each evaluation.")] = False,
+    keep_replay: Annotated[bool, typer.Option(help="Keep the replay, so that the run can be extended later.")] = False,
+    sink: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")] = None,
+) -> None:
+    """Train one run; the same command again goes on where it stopped."""
+    from agents.registry import get as get_agent
+    from agents.registry import resolve_hyperparameters
+    from bench.envs import make
+    from bench.rundir import RunDir
+    from bench.runspec import RunSpec
+    from bench.tasks import get as get_task
+
+    row = get_task(task)
+    kinds = get_agent(agent).obs_kinds
+    if "state" not in kinds:
+        raise UserError(f"agent '{agent}' does not learn from state observations: it takes {', '.join(kinds)}")
+    changed = parse_overrides(overrides or [])
+    spec = RunSpec(
+        agent=agent,
+        hyperparameters=resolve_hyperparameters(agent, changed),
+        variant=", ".join(f"{key}={value}" for key, value in changed.items()) or "default",
+        task=row.name,
+        domain=row.domain,
+        domain_version=row.domain_version,
+        seed=seed,
+        num_envs=num_envs,
+        action_repeat=row.action_repeat,
+        budget_env_steps=env_steps or row.budget_env_steps,
+        eval_every_env_steps=eval_every_env_steps or row.eval_every_env_steps,
+        eval_episodes=eval_episodes,
+    )
+    make(row.name).close()  # what is missing for this task is said before anything is written
+    run = RunDir.create(results, spec)
+    run.update_spec(spec)
+    from bench.worker import EXIT_INTERRUPTED, main
+
+    if run.progress(spec.budget_env_steps).state == "done":
+        typer.echo(f"done already: {run.path}")
+        return
+    typer.echo(f"run {run.path}")
+    code = main([run.path], _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink))
+    if code == EXIT_INTERRUPTED:
+        typer.echo("stopped at a checkpoint: the same command goes on from there")
+    raise typer.Exit(code)
+
+
+def _options(
+    device: str,
+    env_workers: int,
+    threads: int,
+    checkpoint_every_s: float,
+    video: bool,
+    keep_replay: bool,
+    sink: list[str] | None,
+) -> Any:
+    from bench.training import TrainOptions
+
+    return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()))
+
+
+@app.command("worker")
+def worker_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories that train as one fleet.")],
+    device: str = "cpu",
+    env_workers: Annotated[int, typer.Option(min=0)] = 1,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    checkpoint_every_s: Annotated[float, typer.Option(min=0)] = 300.0,
+    video: bool = False,
+    keep_replay: bool = False,
+    sink: list[str] | None = None,
+    quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
+) -> None:
+    """Train run directories as one fleet: what a sweep's jobs execute.
+
+    Exit code 0: all done; 1: some failed; 75: stopped at a checkpoint.
+    """
+    from bench.worker import main
+
+    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink)
+    raise typer.Exit(main(runs, options, quiet))

@@ -1,0 +1,119 @@
+"""The heartbeat of each run and the line that a person follows."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench.rundir import RunDir
+from bench.runspec import RunSpec
+
+BEAT_EVERY_S = 5.0
+LINE_EVERY_S = 20.0
+RATE_OVER_S = 60.0
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Monitor:
+    """Heartbeats and progress of one fleet.
+
+    Args:
+        runs: the fleet's run directories.
+        device: of the learner, for its peak memory.
+        console: where the progress line goes; None keeps quiet.
+    """
+
+    def __init__(self, runs: Sequence[RunDir], device: torch.device, console: Console | None) -> None:
+        self.runs, self.device, self.console = list(runs), device, console
+        self.specs: list[RunSpec] = [run.spec for run in runs]
+        self.returns: list[float | None] = [None] * len(runs)
+        self.evaluated = [False] * len(runs)
+        self.history: deque[tuple[float, int]] = deque()
+        self.beaten_at = self.printed_at = float("-inf")
+
+    def rate(self, agent_steps: int) -> float:
+        """Agent steps per second of one run, over the last minute."""
+        now = time.monotonic()
+        self.history.append((now, agent_steps))
+        while len(self.history) > 2 and now - self.history[0][0] > RATE_OVER_S:
+            self.history.popleft()
+        since, steps = self.history[0]
+        return (agent_steps - steps) / (now - since) if now > since else 0.0
+
+    def resumed(self, agent_steps: int) -> None:
+        """Training goes on from a checkpoint: the rate counts from here."""
+        self.history.clear()
+        self.note(f"resumed at {agent_steps * self.specs[0].action_repeat:,} env steps")
+
+    def tick(self, agent_steps: int, wall_s: Sequence[float]) -> None:
+        """Called at every step; beats and prints when it is time to."""
+        now = time.monotonic()
+        if now - self.beaten_at >= BEAT_EVERY_S:
+            rate = self.rate(agent_steps)
+            for run in range(len(self.runs)):
+                self._beat(run, agent_steps, rate, wall_s[run])
+            self.beaten_at = now
+        if self.console is not None and now - self.printed_at >= LINE_EVERY_S:
+            self._line(agent_steps)
+            self.printed_at = now
+
+    def _beat(self, run: int, agent_steps: int, rate: float | None, wall_s: float) -> None:
+        self.runs[run].beat(
+            env_steps=agent_steps * self.specs[run].action_repeat,
+            agent_steps_per_s=rate and round(rate, 3),
+            wall_s=round(wall_s, 3),
+            fleet=len(self.runs),
+            **{"return": self.returns[run]},
+            **self.resources(),
+        )
+
+    def final_beat(self, run: int, agent_steps: int, wall_s: float) -> None:
+        """The last word of a run that reached its budget."""
+        self._beat(run, agent_steps, agent_steps / wall_s if wall_s else None, wall_s)
+
+    def resources(self) -> dict[str, Any]:
+        """Peak GPU memory of this process in GB; none on a CPU."""
+        if self.device.type != "cuda":
+            return {"peak_gpu_gb": None}
+        return {"peak_gpu_gb": round(torch.cuda.max_memory_allocated(self.device) / 1e9, 3)}
+
+    def train_return(self, run: int, value: float) -> None:
+        """The return to show until there is an evaluation."""
+        if not self.evaluated[run]:
+            self.returns[run] = value
+
+    def eval_return(self, run: int, value: float) -> None:
+        """The return to show from now on."""
+        self.evaluated[run], self.returns[run] = True, value
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        if self.console is not None:
+            self.console.print(f"{self._names()}: {text}", highlight=False)
+
+    def _names(self) -> str:
+        tasks = list(dict.fromkeys(spec.task for spec in self.specs))
+        task = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+        seeds = ",".join(str(seed) for seed in dict.fromkeys(spec.seed for spec in self.specs))
+        return f"{self.specs[0].agent} {task} seed {seeds}"
+
+    def _line(self, agent_steps: int) -> None:
+        repeat, budget = self.specs[0].action_repeat, self.specs[0].budget_env_steps
+        rate = self.rate(agent_steps)
+        shown = " ".join("–" if value is None else f"{value:.0f}" for value in self.returns)
+        left = duration((budget // repeat - agent_steps) / rate) if rate else "–"
+        self.note(
+            f"{agent_steps * repeat:,}/{budget:,} env steps · return {shown} · "
+            f"{rate * len(self.runs):.1f} agent steps/s · ETA {left}"
+        )

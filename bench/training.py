@@ -1,0 +1,331 @@
+"""The online training loop of one fleet: act, step, store, update; evaluate and checkpoint at safe points.
+
+Resuming is exact on a CPU: a checkpoint is taken between agent steps and holds the agent, every random generator and
+the actions of the episodes in progress; finished episodes lie in the run directory's replay log.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.protocol import Agent, AgentSpec
+from agents.registry import get as get_agent
+from bench import checkpoint
+from bench.collector import Collector
+from bench.evaluation import Evaluator
+from bench.failures import NaNError, RunsFailed
+from bench.progress import Monitor
+from bench.replay import Replay
+from bench.replay_log import ReplayLog
+from bench.rundir import RunDir
+from bench.schema import TRAIN_CSV_FIRST
+from bench.seeding import derive_seed
+from bench.sinks import Sink
+from bench.tasks import get as get_task
+from bench.video import write_mp4
+
+VIDEO_FPS = 30
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a fleet is executed; none of it changes a result."""
+
+    device: str = "cpu"
+    env_workers: int = 1
+    """Processes that step the environments; 0 steps them in the learner's process."""
+    threads: int = 2
+    """Threads of the learner on a CPU."""
+    checkpoint_every_s: float = 300.0
+    video: bool = False
+    keep_replay: bool = False
+    """Keep the replay log of a finished run, so that it can be extended to a larger budget."""
+    sinks: tuple[str, ...] = ()
+
+
+def agent_spec(run: RunDir) -> AgentSpec:
+    """What the run's agent needs to know, from the task table."""
+    spec = run.spec
+    task = get_task(spec.task)
+    return AgentSpec(
+        obs_shape=(task.obs_size,),
+        obs_kind=spec.obs,
+        action_size=task.action_size,
+        # An episode lasts as many simulator steps whatever the action repeat.
+        episode_agent_steps=task.episode_agent_steps * task.action_repeat // spec.action_repeat,
+        budget_agent_steps=spec.budget_agent_steps,
+        num_envs=spec.num_envs,
+    )
+
+
+@dataclass
+class Counters:
+    """Where a fleet is: the same for all its runs, since they train in lockstep."""
+
+    agent_steps: int = 0
+    evaluated_at: int = -1
+    logged_at: int = 0
+    wall_s: list[float] = field(default_factory=list)
+
+
+class Fleet:
+    """R runs trained in lockstep in this process.
+
+    Args:
+        runs: run directories with equal specifications but for task and seed.
+        options: how to execute them.
+        sinks: trackers to tell, beside the local files.
+        monitor: heartbeat and progress line.
+        interrupted: asked at every safe point; true makes the fleet checkpoint and stop.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[RunDir],
+        options: TrainOptions,
+        sinks: Sequence[Sink],
+        monitor: Monitor,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.dirs = list(runs)
+        self.options, self.sinks, self.monitor, self.interrupted = options, sinks, monitor, interrupted
+        self.specs = [run.spec for run in runs]
+        self.device = torch.device(options.device)
+        seeds = [spec.seed for spec in self.specs]
+        entry, first = get_agent(self.specs[0].agent), self.specs[0]
+        spec = agent_spec(runs[0])
+        self.spec = spec
+        self.agent: Agent = entry.load()(
+            spec, entry.hyperparameters_model()(**first.hyperparameters), seeds, self.device
+        )
+        self.replay = Replay(
+            self.agent.replay,
+            len(runs),
+            spec.num_envs,
+            spec.obs_shape,
+            torch.float32,
+            spec.action_size,
+            seeds,
+            self.device,
+        )
+        self.logs = [ReplayLog(run.replay) for run in runs]
+        self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
+        self.collector = Collector(self.specs, options.env_workers)
+        self.evaluator: Evaluator | None = None
+        self.counters = Counters(wall_s=[0.0] * len(runs))
+        self.metrics: Mapping[str, torch.Tensor] = {}
+        self.failures: dict[int, BaseException] = {}
+        self._clock = self._saved_at = time.monotonic()
+
+    # The loop
+
+    def train(self) -> bool:
+        """Train to the budget. Returns false if interrupted (a checkpoint was taken).
+
+        Raises:
+            RunsFailed: some runs failed; the others can go on from their newest checkpoint.
+        """
+        if not self._resume():
+            self.collector.start()
+            self.replay.begin(self.collector.obs, self.collector.first)
+        counters, spec = self.counters, self.spec
+        while True:
+            self._tick()
+            if self.failures:
+                self._checkpoint()
+                raise RunsFailed(self.failures)
+            if self.interrupted():
+                self._checkpoint()
+                return False
+            if self._evaluation_due():
+                self._evaluate()
+                continue
+            if counters.agent_steps >= spec.budget_agent_steps:
+                self._checkpoint()
+                self._finish()
+                return True
+            if time.monotonic() - self._saved_at > self.options.checkpoint_every_s:
+                self._checkpoint()
+            self._agent_step()
+
+    def _agent_step(self) -> None:
+        collector, counters = self.collector, self.counters
+        step = collector.step(self._act())
+        self.replay.add(step.obs, self._action, step.reward, step.terminated, step.truncated)
+        for run, env, episode in self.replay.pop_finished():
+            self.logs[run].append(env, episode)
+        if collector.first.any():
+            self.replay.begin(collector.obs, collector.first)
+        before = counters.agent_steps
+        counters.agent_steps += self.spec.num_envs
+        due = self.agent.updates_due(before, counters.agent_steps)
+        for _ in range(due):
+            self.metrics = self.agent.update(self.replay.sample())
+            if due > self.spec.num_envs:
+                self._tick()
+        if counters.agent_steps - counters.logged_at >= self.spec.episode_agent_steps:
+            self._log()
+
+    def _act(self) -> np.ndarray:
+        """Actions (R, N, A) for this step: random in the seed phase, the agent's afterwards."""
+        shape = (self.spec.num_envs, self.spec.action_size)
+        if self.counters.agent_steps < self.agent.seed_agent_steps:
+            self._action = np.stack([rng.uniform(-1, 1, shape).astype(np.float32) for rng in self.rngs])
+            return self._action
+        obs = torch.from_numpy(self.collector.obs).to(self.device)
+        first = torch.from_numpy(self.collector.first).to(self.device)
+        self._action = self.agent.act(obs, first, explore=True).cpu().numpy()
+        for run in np.flatnonzero(~np.isfinite(self._action).all(axis=(1, 2))):
+            self._nan(int(run), "the agent's action is not a number")
+        self._action = np.nan_to_num(self._action)
+        return self._action
+
+    def _nan(self, run: int, what: str) -> None:
+        metrics = {name: float(values[run]) for name, values in self.metrics.items()}
+        self.failures[run] = NaNError(f"{what} at agent step {self.counters.agent_steps}; last metrics {metrics}")
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        self.counters.wall_s = [wall_s + elapsed for wall_s in self.counters.wall_s]
+        self.monitor.tick(self.counters.agent_steps, self.counters.wall_s)
+
+    # What is written down
+
+    def _stamp(self, run: int) -> dict[str, Any]:
+        return {
+            "env_steps": self.counters.agent_steps * self.specs[run].action_repeat,
+            "agent_steps": self.counters.agent_steps,
+            "wall_s": round(self.counters.wall_s[run], 3),
+        }
+
+    def _log(self) -> None:
+        """A row of train.csv for each run: what its agent and its episodes said since the last one."""
+        counters = self.counters
+        finished, self.collector.finished = self.collector.finished, []
+        metrics = {name: values.cpu().numpy() for name, values in self.metrics.items()}
+        rate = self.monitor.rate(counters.agent_steps)
+        for run, run_dir in enumerate(self.dirs):
+            own = [(return_, success) for number, return_, success in finished if number == run]
+            values = {name: float(column[run]) for name, column in metrics.items()}
+            if not all(map(math.isfinite, values.values())):
+                self._nan(run, "a loss is not a number")
+            row = {
+                **self._stamp(run),
+                "return": float(np.mean([return_ for return_, _ in own])) if own else "",
+                "success": float(np.mean([success for _, success in own])) if own else "",
+                "agent_steps_per_s": round(rate, 3),
+            }
+            # The agent's metrics exist only after its first update: no row before that, so the columns are settled.
+            if values:
+                run_dir.append_rows(run_dir.train_csv, [*TRAIN_CSV_FIRST, *values], [row | values])
+            numbers = {f"train/{key}": value for key, value in (row | values).items() if isinstance(value, float)}
+            for sink in self.sinks:
+                sink.log(run, row["env_steps"], numbers)
+            if own:
+                self.monitor.train_return(run, row["return"])
+        counters.logged_at = counters.agent_steps
+
+    def _evaluation_due(self) -> bool:
+        counters, every = self.counters, self.specs[0].eval_every_env_steps // self.specs[0].action_repeat
+        if counters.evaluated_at < 0:
+            return True
+        reached = counters.agent_steps // every > counters.evaluated_at // every
+        at_end = counters.agent_steps >= self.spec.budget_agent_steps
+        return reached or (at_end and counters.evaluated_at < counters.agent_steps)
+
+    def _evaluate(self) -> None:
+        if self.evaluator is None:
+            self.evaluator = Evaluator(self.specs, self.options.env_workers, self.options.video, self._tick)
+        results = self.evaluator.evaluate(self.agent, self.device, self.counters.agent_steps)
+        self._tick()
+        for run, (run_dir, rows) in enumerate(zip(self.dirs, results, strict=True)):
+            if any(math.isnan(row["return"]) for row in rows):
+                self._nan(run, "an evaluation action is not a number")
+                continue
+            stamp = self._stamp(run)
+            run_dir.append_eval([stamp | row for row in rows])
+            mean = {key: float(np.mean([row[key] for row in rows])) for key in ("return", "success")}
+            for sink in self.sinks:
+                sink.log(run, stamp["env_steps"], {f"eval/{key}": value for key, value in mean.items()})
+            self.monitor.eval_return(run, mean["return"])
+            if self.options.video:
+                path = Path(run_dir.path / "videos" / f"{stamp['env_steps']:010d}.mp4")
+                path.parent.mkdir(exist_ok=True)
+                write_mp4(path, np.stack(self.evaluator.frames[run]), VIDEO_FPS)
+        self.counters.evaluated_at = self.counters.agent_steps
+
+    # Checkpoints
+
+    def _checkpoint(self) -> None:
+        """Checkpoint every run that has not failed."""
+        counters = self.counters
+        for run, run_dir in enumerate(self.dirs):
+            if run in self.failures:
+                continue
+            state = {
+                "evaluated_at": counters.evaluated_at,
+                "logged_at": counters.logged_at,
+                "wall_s": counters.wall_s[run],
+                "agent": self.agent.state_dict(run),
+                "replay": self.replay.state_dict(run),
+                "replay_log": self.logs[run].position(),
+                "collector": self.collector.state_dict(run),
+                "finished": [(ret, success) for number, ret, success in self.collector.finished if number == run],
+                "random_actions": self.rngs[run].bit_generator.state,
+            }
+            checkpoint.save(run_dir, counters.agent_steps, state)
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint that all runs share; false where there is none."""
+        found = checkpoint.load_common(self.dirs)
+        steps, states = found if found else (-1, [])
+        for run, run_dir in enumerate(self.dirs):
+            checkpoint.discard_after(run_dir, steps)
+            run_dir.rewind(states[run]["evaluated_at"] if found else -1, steps)
+            self.logs[run].truncate(states[run]["replay_log"] if found else None)
+        if not found:
+            return False
+        self.agent.load_state_dict([state["agent"] for state in states])
+        for run, state in enumerate(states):
+            self.rngs[run].bit_generator.state = state["random_actions"]
+            self.replay.refill(run, self.logs[run].read(state["replay_log"], self.agent.replay.capacity))
+            self.collector.finished += [(run, ret, success) for ret, success in state["finished"]]
+        partial, exact = self.collector.restore([state["collector"] for state in states])
+        if not exact:
+            self.monitor.note("a simulator did not repeat its episode exactly: the run goes on from what it shows now")
+        for episode in partial:
+            self.replay.resume_episode(episode.run, episode.env, episode.obs, episode.action, episode.reward)
+        self.replay.load_state_dict([state["replay"] for state in states])
+        self.counters = Counters(
+            agent_steps=steps,
+            evaluated_at=states[0]["evaluated_at"],
+            logged_at=states[0]["logged_at"],
+            wall_s=[state["wall_s"] for state in states],
+        )
+        self.monitor.resumed(steps)
+        return True
+
+    def _finish(self) -> None:
+        for run, run_dir in enumerate(self.dirs):
+            if run in self.failures:
+                continue
+            self.monitor.final_beat(run, self.counters.agent_steps, self.counters.wall_s[run])
+            if not self.options.keep_replay:
+                self.logs[run].remove()
+            run_dir.mark_done(**self._stamp(run), **self.monitor.resources())
+
+    def close(self) -> None:
+        """End the environments' processes."""
+        self.collector.close()
+        if self.evaluator is not None:
+            self.evaluator.close()

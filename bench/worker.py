@@ -1,0 +1,150 @@
+"""One process that trains a fleet: takes the run directories, resumes, isolates failures, and stops when asked to."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench import checkpoint, provenance
+from bench.errors import UserError
+from bench.lock import RunLock
+from bench.progress import Monitor
+from bench.rundir import RunDir
+from bench.sinks import make_sinks
+from bench.failures import RunsFailed
+from bench.training import Fleet, TrainOptions
+
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
+"""Exit codes: every run done; some run failed (failed.json says why); stopped at a checkpoint, run again to go on."""
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGINT and SIGUSR2. The handler does nothing else; the loop looks at it at its safe points."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True
+
+    def __call__(self) -> bool:
+        return self.is_set
+
+
+def train_runs(
+    runs: Sequence[RunDir], options: TrainOptions, console: Console | None, interrupted: Callable[[], bool]
+) -> int:
+    """Train run directories to their budgets, as few fleets as their checkpoints allow. Returns the exit code.
+
+    Raises:
+        UserError: another process trains one of them, or the device does not exist.
+    """
+    prepare(options)
+    locks = [RunLock(run) for run in runs]
+    taken: list[RunLock] = []
+    try:
+        for lock in locks:
+            lock.acquire()
+            taken.append(lock)
+        facts = provenance.collect(options.device)
+        for run in runs:
+            run.begin_attempt({**facts, "device": options.device, "fleet": len(runs)})
+        pending = lockstep_groups([run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"])
+        failed = False
+        while pending:
+            outcome = _train_fleet(pending.pop(0), options, console, interrupted)
+            if outcome is None:
+                return EXIT_INTERRUPTED
+            failed = failed or outcome.failed
+            pending = lockstep_groups(outcome.survivors) + pending
+        return EXIT_FAILED if failed else EXIT_DONE
+    finally:
+        for lock in taken:
+            lock.run.end_beat()
+            lock.release()
+
+
+class Outcome:
+    """How a fleet's training ended: whether runs failed, and which others still have to go on."""
+
+    def __init__(self, failed: bool, survivors: Sequence[RunDir] = ()) -> None:
+        self.failed, self.survivors = failed, list(survivors)
+
+
+def _train_fleet(
+    runs: list[RunDir], options: TrainOptions, console: Console | None, interrupted: Callable[[], bool]
+) -> Outcome | None:
+    """Train one fleet; None if it was interrupted. Failed runs are marked in their directories."""
+    monitor = Monitor(runs, torch.device(options.device), console)
+    sinks = make_sinks(options.sinks, [run.path for run in runs], [run.spec for run in runs])
+    fleet: Fleet | None = None
+    try:
+        fleet = Fleet(runs, options, sinks, monitor, interrupted)
+        return Outcome(failed=False) if fleet.train() else None
+    except RunsFailed as failure:
+        errors = failure.errors
+    except Exception as error:  # noqa: BLE001 - whatever it is belongs into failed.json, with its traceback
+        errors = dict.fromkeys(range(len(runs)), error)
+    finally:
+        for sink in sinks:
+            sink.close()
+        if fleet is not None:
+            fleet.close()
+    for index, error in errors.items():
+        _mark_failed(runs[index], error, monitor)
+    return Outcome(failed=True, survivors=[run for index, run in enumerate(runs) if index not in errors])
+
+
+def _mark_failed(run: RunDir, error: BaseException, monitor: Monitor) -> None:
+    monitor.note(f"{run.spec.run_id} failed: {type(error).__name__}: {error}")
+    try:
+        run.mark_failed(error)
+    except OSError as full:
+        # The disk that stopped the run may also refuse the note about it; the run then shows as stale.
+        sys.stderr.write(f"cannot write {run.path}/failed.json: {full.strerror}. The run failed with: {error}\n")
+
+
+def prepare(options: TrainOptions) -> None:
+    """Threads and device of this process.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    torch.set_num_threads(options.threads)
+    if options.device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"device {options.device} is not here: use --device cpu, or see `bench doctor`")
+    elif options.device != "cpu":
+        raise UserError(f"unknown device '{options.device}': valid are cpu, cuda, cuda:0, cuda:1, …")
+
+
+def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:
+    """Runs that can go on together: those whose newest checkpoint is at the same agent step.
+
+    A fleet killed while it was writing its checkpoints has runs one checkpoint apart: if they all have an earlier one in
+    common, they stay one fleet and go on from there.
+    """
+    if not runs:
+        return []
+    saved = {id(run): checkpoint.saved_agent_steps(run) for run in runs}
+    if all(saved.values()) and set.intersection(*(set(steps) for steps in saved.values())):
+        return [list(runs)]
+    ordered = sorted(runs, key=lambda run: saved[id(run)][-1:])
+    return [list(group) for _, group in itertools.groupby(ordered, key=lambda run: saved[id(run)][-1:])]
+
+
+def main(run_dirs: Sequence[Any], options: TrainOptions, quiet: bool = False) -> int:
+    """Entry point of `bench worker`: train the run directories and say how it ended by the exit code."""
+    runs = [RunDir(path) for path in run_dirs]
+    for run in runs:
+        run.info()
+    return train_runs(runs, options, None if quiet else Console(), StopFlag())
