@@ -1,0 +1,168 @@
+"""Run directories: identity, state at every instant, and repair after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import atomic
+from bench.errors import UserError
+from bench.lock import RunLock
+from bench.rundir import STALE_AFTER_S, RunDir, find_runs
+from bench.runspec import RunSpec
+
+
+def spec(**changes: object) -> RunSpec:
+    values: dict[str, object] = {
+        "agent": "sac",
+        "hyperparameters": {"lr": 1e-4, "batch_size": 8},
+        "task": "cartpole-balance",
+        "domain": "dmcontrol",
+        "domain_version": "v",
+        "seed": 1,
+        "action_repeat": 2,
+        "budget_env_steps": 1000,
+        "eval_every_env_steps": 500,
+    }
+    return RunSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+def eval_row(agent_steps: int) -> dict[str, object]:
+    return {
+        "env_steps": 2 * agent_steps,
+        "agent_steps": agent_steps,
+        "wall_s": 1.0,
+        "episode": 0,
+        "return": 3.5,
+        "success": 0.0,
+        "length": 500,
+    }
+
+
+def test_identity_is_what_decides_the_result() -> None:
+    base = spec().hash
+    for changed in (
+        {"agent": "tdmpc2"},
+        {"hyperparameters": {"lr": 1e-4, "batch_size": 9}},
+        {"task": "cup-catch"},
+        {"obs": "rgb"},
+        {"seed": 2},
+        {"num_envs": 2},
+        {"action_repeat": 1},
+    ):
+        assert spec(**changed).hash != base, changed
+    for same in ({"budget_env_steps": 2000}, {"eval_every_env_steps": 100}, {"variant": "x"}, {"domain_version": "w"}):
+        assert spec(**same).hash == base, same
+    assert spec(hyperparameters={"batch_size": 8, "lr": 1e-4}).hash == base, "order of keys"
+
+
+def test_states_follow_from_the_files(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    assert run.path == tmp_path / f"sac/cartpole-balance/seed1-{spec().hash}"
+    assert run.progress().state == "pending"
+    run.beat(env_steps=10, agent_steps_per_s=2.0, wall_s=5.0)
+    assert run.progress().state == "running"
+    run.end_beat()
+    assert run.progress().state == "pending", "let go of before the end: to be taken up again"
+    run.mark_failed(ValueError("no"))
+    assert run.progress().state == "failed"
+    assert run.begin_attempt({"host": "here"}) == 1
+    assert run.progress().state == "pending"
+    run.mark_done(env_steps=1000, agent_steps=500, wall_s=9.0)
+    assert run.progress().state == "done"
+    assert run.progress(budget_env_steps=2000).state == "pending", "a larger budget is not reached yet"
+
+
+def test_a_silent_or_dead_owner_is_stale(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    run.beat(env_steps=10, agent_steps_per_s=2.0, wall_s=5.0)
+    beat = json.loads((run.path / "heartbeat").read_text())
+    atomic.write_json(run.path / "heartbeat", beat | {"time": time.time() - STALE_AFTER_S - 1, "host": "elsewhere"})
+    assert run.progress().state == "stale"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    atomic.write_json(run.path / "heartbeat", beat | {"pid": dead.pid})
+    assert run.progress().state == "stale"
+
+
+def test_rewind_drops_torn_and_later_rows(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    run.append_eval([eval_row(0)])
+    run.append_eval([eval_row(250)])
+    whole = run.eval_csv.read_text()
+    run.append_eval([eval_row(500)])
+    text = run.eval_csv.read_text()
+    for end in range(len(whole), len(text) + 1):
+        run.eval_csv.write_text(text[:end])
+        run.rewind(250, 250)
+        assert run.eval_csv.read_text() == whole
+    run.rewind(0, 0)
+    assert len(run.eval_csv.read_text().splitlines()) == 2
+    run.eval_csv.write_text("env_steps,agent_st")
+    run.rewind(250, 250)
+    assert not run.eval_csv.exists(), "a torn header is no table"
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    run.run_json.write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        run.info()
+    run.run_json.write_text('{"schema_version": 99}')
+    with pytest.raises(UserError, match="schema version 99"):
+        run.info()
+    run.run_json.unlink()
+    with pytest.raises(UserError, match="no run directory"):
+        run.info()
+    with pytest.raises(UserError, match="no folder"):
+        list(find_runs(tmp_path / "nothing"))
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    atomic.write_text(path, "before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic.write_text(path, "after")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path], "nothing is left lying about"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bench.lock import RunLock
+from bench.rundir import RunDir
+RunLock(RunDir(Path(sys.argv[1]))).acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_writer_and_a_dead_one_gives_way(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"being trained by process {holder.pid}"):
+            RunLock(run).acquire()
+    finally:
+        holder.kill()
+        holder.wait()
+    lock = RunLock(run)
+    lock.acquire()
+    with pytest.raises(UserError, match="being trained"):
+        RunLock(run).acquire()
+    lock.release()
+    RunLock(run).acquire()
