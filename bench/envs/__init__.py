@@ -33,28 +33,29 @@ def make(
 ) -> gymnasium.Env[Any, Any]:
     """One environment of a task.
 
-    Observations are float32 vectors (O,), actions float32 (A,) in [-1, 1] for the simulator's whole range. An agent step
-    repeats its action and sums the rewards. `terminated` says that the simulator ended the episode, `truncated` that its
-    time is up; `info["success"]` is 0.0 or 1.0 at this agent step (0.0 where the domain has no success).
+    Observations are float32 vectors (O,), actions float32 (A,) in [-1, 1] for the simulator's whole range. An agent
+    step repeats its action and sums the rewards. `terminated` says that the simulator ended the episode, `truncated`
+    that its time is up; `info["success"]` is 0.0 or 1.0 at this agent step (0.0 where the domain has no success).
 
     `reset(seed=s)` decides the whole episode: the same seed and actions give the same numbers bit for bit, whatever the
     environment did before. `reset()` goes on with seeds that follow from the last one given, at first `seed`.
 
     Args:
         task: a name of the table, or a row. A row whose simulator_id is `module:function` is built by that function,
-            called as `function(task, obs=, seed=, action_repeat=, render_mode=)`.
+            called as `function(task, obs=, seed=, action_repeat=, render_mode=)`; what it returns keeps the contract
+            above (`bench.envs.base.TaskEnv` helps).
         action_repeat: env steps in an agent step, the table's by default; it must divide the episode.
         render_mode: "rgb_array" for `render(height=, width=)`, which gives (height, width, 3) uint8.
 
     Raises:
-        UserError: an unknown task, a kind of observation or a domain that has no environment, a package that is missing.
+        UserError: an unknown task, a kind of observation or a domain without environments, a missing package.
     """
     row = tasks.get(task) if isinstance(task, str) else task
     repeat = row.action_repeat if action_repeat is None else action_repeat
     if repeat < 1 or row.episode_env_steps % repeat:
         raise UserError(
-            f"action_repeat = {repeat} does not divide the {row.episode_env_steps} env steps of an episode of {row.name}; "
-            f"the benchmark's is {row.action_repeat}"
+            f"action_repeat = {repeat} of {row.name} does not divide its episode of {row.episode_env_steps} env steps: "
+            f"choose a divisor (the benchmark's is {row.action_repeat})"
         )
     options = {"obs": obs, "seed": seed, "action_repeat": repeat, "render_mode": render_mode}
     if ":" in row.simulator_id:
@@ -71,7 +72,8 @@ def make(
     except ImportError as error:
         raise UserError(
             f"{row.name} needs {_SIMULATOR[row.domain]}, whose import failed ({error}): install the pinned set with "
-            f"'pip install --no-deps -r requirements.lock', or the domain alone with 'pip install \"tdmpc2-bench[{row.domain}]\"'"
+            "'pip install --no-deps -r requirements.lock', or this domain alone with "
+            f"'pip install \"tdmpc2-bench[{row.domain}]\"'"
         ) from error
     return env
 

@@ -1,4 +1,4 @@
-"""The contract that every domain's environment keeps: action repeat, time limit, seeds, checks of what goes in and out."""
+"""The contract that every domain's environment keeps: action repeat, time limit, seeds, checks of values."""
 
 from __future__ import annotations
 
@@ -139,5 +139,6 @@ class TaskEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def _failure(self, what: str) -> SimulatorError:
         return SimulatorError(
-            f"the simulator of {self.task.name} {what} (episode seed {self.episode_seed}, agent step {self._agent_steps})"
+            f"the simulator of {self.task.name} {what} "
+            f"(episode seed {self.episode_seed}, agent step {self._agent_steps})"
         )

@@ -134,10 +134,10 @@ class EnvHost:
     def render(self, index: int, height: int, width: int) -> NDArray[np.uint8]:
         """An image (height, width, 3) of one environment."""
         try:
-            image: NDArray[np.uint8] = self.envs[index].render(height=height, width=width)  # type: ignore[call-arg]
+            image: Any = self.envs[index].render(height=height, width=width)  # type: ignore[call-arg]
         except Exception as error:
             raise HostError(index) from error
-        return image
+        return np.asarray(image)
 
     def close(self) -> None:
         """Close every environment."""

@@ -91,29 +91,24 @@ class EnvPool:
         self._workers: list[_Worker] = []
         self._host: EnvHost | None = None
         self._close = Finalize(self, _shut_down, args=(self._workers,), exitpriority=10)
-        try:
+        with self._closed_by_errors():
             if workers == 0:
                 self._host = EnvHost(entries, obs, render, self._arrays)
-            else:
-                with _worker_environment(render):
-                    for part in split(len(self.tasks), workers):
-                        arguments = ({i: entries[i] for i in part}, obs, render, layout, memory)
-                        self._workers.append(_Worker(part, arguments))
-                self._receive(self._workers, STARTUP_TIMEOUT_S)
-        except HostError as error:
-            self._raise(Failure.of(error), error)
-        except BaseException:
-            self.close()
-            raise
+                return
+            with _worker_environment(render):
+                for part in split(len(self.tasks), workers):
+                    arguments = ({i: entries[i] for i in part}, obs, render, layout, memory)
+                    self._workers.append(_Worker(part, arguments))
+            self._receive(self._workers, STARTUP_TIMEOUT_S)
 
     def reset(self, indices: Sequence[int] | NDArray[np.integer[Any]], seeds: Sequence[int]) -> NDArray[Any]:
         """Start an episode in each of `indices`, which its seed decides completely. Returns observations (n, ...)."""
         chosen = self._indices(indices)
         pairs = list(zip(chosen, (int(seed) for seed in seeds), strict=True))
-        if self._host is not None:
-            self._in_process("reset", pairs)
-        else:
-            busy = [worker for worker in self._workers if not worker.held.isdisjoint(chosen)]
+        with self._closed_by_errors():
+            if self._host is not None:
+                self._host.reset(pairs)
+            busy = self._holding(chosen)
             for worker in busy:
                 self._send(worker, "reset", [pair for pair in pairs if pair[0] in worker.held])
             self._receive(busy, self.timeout_s)
@@ -132,11 +127,12 @@ class EnvPool:
         chosen = self._indices(range(len(self.tasks)) if indices is None else indices)
         names = [self.tasks[index].name for index in chosen]
         self._arrays.action[chosen] = checked_actions(actions, self.layout.action_size, names)
-        busy = [worker for worker in self._workers if not worker.held.isdisjoint(chosen)]
-        for worker in busy:
-            mine = None if indices is None else [index for index in chosen if index in worker.held]
-            self._send(worker, "step", mine)
-        self._sent = (chosen, busy)
+        busy = self._holding(chosen)
+        with self._closed_by_errors():
+            for worker in busy:
+                mine = None if indices is None else [index for index in chosen if index in worker.held]
+                self._send(worker, "step", mine)
+            self._sent = (chosen, busy)
 
     def step_recv(self) -> StepResult:
         """Finish the agent step that `step_send` began. The arrays are the caller's to keep.
@@ -147,9 +143,9 @@ class EnvPool:
         if self._sent is None:
             raise RuntimeError("step_recv without step_send")
         (chosen, busy), self._sent = self._sent, None
-        if self._host is not None:
-            self._in_process("step", chosen)
-        else:
+        with self._closed_by_errors():
+            if self._host is not None:
+                self._host.step(chosen)
             self._receive(busy, self.timeout_s)
         a = self._arrays
         return StepResult(a.obs[chosen], a.reward[chosen], a.terminated[chosen], a.truncated[chosen], a.success[chosen])
@@ -162,14 +158,12 @@ class EnvPool:
     def render(self, index: int, height: int = 240, width: int = 320) -> NDArray[np.uint8]:
         """An image (height, width, 3) uint8 of one environment; the pool must be made with `render=True`."""
         (chosen,) = self._indices([index])
-        if self._host is not None:
-            image = self._in_process("render", chosen, height, width)
-        else:
-            (worker,) = (worker for worker in self._workers if chosen in worker.held)
+        with self._closed_by_errors():
+            if self._host is not None:
+                return self._host.render(chosen, height, width)
+            (worker,) = self._holding([chosen])
             self._send(worker, "render", chosen, height, width)
-            (image,) = self._receive([worker], self.timeout_s)
-        frame: NDArray[np.uint8] = image
-        return frame
+            return np.asarray(self._receive([worker], self.timeout_s)[0])
 
     def close(self) -> None:
         """End the workers. May be called again."""
@@ -197,11 +191,20 @@ class EnvPool:
             raise IndexError(f"indices {chosen} must be different ones of 0 .. {len(self.tasks) - 1}")
         return chosen
 
-    def _in_process(self, command: str, *arguments: Any) -> Any:
+    def _holding(self, indices: Sequence[int]) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.held.isdisjoint(indices)]
+
+    @contextlib.contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        """Close the pool on any error, Ctrl-C included: a worker's late answer would be taken for the next one."""
         try:
-            return getattr(self._host, command)(*arguments)
+            yield
         except HostError as error:
-            self._raise(Failure.of(error), error)
+            self.close()
+            self._raise(Failure.of(error), error.__cause__)
+        except BaseException:
+            self.close()
+            raise
 
     def _send(self, worker: _Worker, command: str, *arguments: Any) -> None:
         try:
@@ -218,7 +221,9 @@ class EnvPool:
             ready = connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
                 hung = [index for number in waiting.values() for index in sorted(workers[number].held)]
-                self._fail(f"no answer in {timeout_s:g} s from the worker of {self._named(hung)}", hung)
+                for number in waiting.values():
+                    workers[number].process.kill()  # it would not hear that the pool closes
+                raise self._error(f"no answer in {timeout_s:g} s from the worker of {self._named(hung)}", hung)
             for pipe in ready:
                 number = waiting.pop(pipe)  # type: ignore[call-overload]
                 try:
@@ -226,18 +231,15 @@ class EnvPool:
                 except (EOFError, OSError) as error:
                     self._raise_dead(workers[number], error)
                 if isinstance(answers[number], Failure):
-                    self._raise(answers[number], None)
+                    remote = RuntimeError(f"in the worker process:\n{answers[number].traceback}")
+                    self._raise(answers[number], remote)
         return [answers[number] for number in range(len(workers))]
 
     def _raise(self, failure: Failure, cause: BaseException | None) -> None:
-        self.close()
         if failure.is_users:
             raise UserError(failure.message) from cause
-        raise WorkerError(
-            f"{self._named([failure.index])}: {failure.message}\n{failure.traceback}",
-            [failure.index],
-            [self.tasks[failure.index].name],
-        ) from cause
+        where = [failure.index]
+        raise self._error(f"{self._named(where)}: {failure.message}\n{failure.traceback}", where) from cause
 
     def _raise_dead(self, worker: _Worker, cause: BaseException) -> None:
         worker.process.join(_CLOSE_TIMEOUT_S)
@@ -249,11 +251,10 @@ class EnvPool:
         else:
             how = f"ended with exit code {code}"
         held = sorted(worker.held)
-        self._fail(f"the worker of {self._named(held)} {how}", held, cause)
+        raise self._error(f"the worker of {self._named(held)} {how}", held) from cause
 
-    def _fail(self, message: str, indices: Sequence[int], cause: BaseException | None = None) -> None:
-        self.close()
-        raise WorkerError(message, indices, [self.tasks[index].name for index in indices]) from cause
+    def _error(self, message: str, indices: Sequence[int]) -> WorkerError:
+        return WorkerError(message, indices, [self.tasks[index].name for index in indices])
 
     def _named(self, indices: Sequence[int]) -> str:
         return ", ".join(f"{self.tasks[index].name} (environment {index})" for index in indices)
