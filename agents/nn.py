@@ -7,6 +7,7 @@ of different runs never mix, so the losses of the runs are summed and each run i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ class MLP(nn.Module):
         self, runs: int, sizes: Sequence[int], simnorm_dim: int | None = None, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        *hidden, last = zip(sizes[:-1], sizes[1:], strict=True)
+        *hidden, last = pairwise(sizes)
         self.hidden = nn.ModuleList([NormedLinear(runs, *size, device=device) for size in hidden])
         self.last: nn.Module
         if simnorm_dim is None:

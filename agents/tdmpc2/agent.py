@@ -13,23 +13,15 @@ import torch
 from torch import Tensor
 
 from agents.distributions import TwoHot, gaussian_log_prob, squash_log_det
-from agents.nn import (
-    clip_grad_norms,
-    load_module_states,
-    load_optimizer_states,
-    module_state,
-    optimizer_state,
-)
+from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
-from agents.tdmpc2.hyperparameters import Hyperparameters
+from agents.tdmpc2.hyperparameters import Hyperparameters as TDMPC2Hyperparameters
 from agents.tdmpc2.scale import RunningScale
 from agents.tdmpc2.world_model import WorldModel
 from bench.errors import UserError
 
 POLICY_ADAM_EPS = 1e-5
-MIN_SEED_AGENT_STEPS = 1000
-SEED_EPISODES = 5
 
 
 class TDMPC2:
@@ -45,12 +37,12 @@ class TDMPC2:
         UserError: pixels, a horizon longer than an episode, or a seed phase that ends before the first episode does.
     """
 
-    Hyperparameters: ClassVar[type[Hyperparameters]] = Hyperparameters
+    Hyperparameters: ClassVar[type[TDMPC2Hyperparameters]] = TDMPC2Hyperparameters
     obs_kinds: ClassVar[tuple[str, ...]] = ("state",)
     max_fleet: ClassVar[int | None] = None
 
     def __init__(
-        self, spec: AgentSpec, hyperparameters: Hyperparameters, seeds: Sequence[int], device: torch.device
+        self, spec: AgentSpec, hyperparameters: TDMPC2Hyperparameters, seeds: Sequence[int], device: torch.device
     ) -> None:
         self.hp = hp = hyperparameters
         self.runs, self.action_size, self.device = len(seeds), spec.action_size, device
@@ -60,7 +52,7 @@ class TDMPC2:
             raise UserError(
                 f"horizon {hp.horizon} is longer than an episode ({spec.episode_agent_steps} agent steps): shorten it"
             )
-        self.seed_phase = _seed_phase(spec, hp)
+        self.seed_phase = hp.seed_phase(spec.num_envs, spec.episode_agent_steps)
         # The authors act at random once more after the seed phase; the burst of updates follows that action.
         self.seed_agent_steps = self.seed_phase + 1
         self.replay = ReplaySpec(hp.batch_size, hp.horizon + 1, hp.buffer_size, "episode", finished_episodes_only=True)
@@ -310,16 +302,3 @@ class TDMPC2:
             self.plan_means[stream] = torch.stack(means).to(self.device)
         for stream, noise in self.noise.items():
             noise.load([state["noise"][stream] for state in states])
-
-
-def _seed_phase(spec: AgentSpec, hp: Hyperparameters) -> int:
-    """Agent steps of the seed phase: enough that every environment has finished an episode."""
-    shortest = spec.num_envs * spec.episode_agent_steps
-    if hp.seed_agent_steps is None:
-        return max(MIN_SEED_AGENT_STEPS, SEED_EPISODES * spec.episode_agent_steps, shortest)
-    if hp.seed_agent_steps < shortest:
-        raise UserError(
-            f"seed_agent_steps {hp.seed_agent_steps} ends before every environment has finished an episode: "
-            f"give at least {shortest} ({spec.num_envs} environment(s) of {spec.episode_agent_steps} agent steps)"
-        )
-    return hp.seed_agent_steps

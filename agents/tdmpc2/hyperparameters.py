@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bench.errors import UserError
+
 ARCHITECTURES: dict[int, dict[str, int]] = {
     1: {"enc_dim": 256, "mlp_dim": 384, "latent_dim": 128, "num_enc_layers": 2, "num_q": 2},
     5: {"enc_dim": 256, "mlp_dim": 512, "latent_dim": 512, "num_enc_layers": 2, "num_q": 5},
@@ -18,6 +20,9 @@ ARCHITECTURES: dict[int, dict[str, int]] = {
 LARGE_ACTION_SIZE = 20
 """From this action size on, the planner takes `EXTRA_ITERATIONS` more iterations."""
 EXTRA_ITERATIONS = 2
+
+MIN_SEED_AGENT_STEPS = 1000
+SEED_EPISODES = 5
 
 
 class Hyperparameters(BaseModel):
@@ -144,3 +149,19 @@ class Hyperparameters(BaseModel):
         """gamma, from the length of an episode in agent steps."""
         gamma = 1.0 - self.discount_denom / episode_agent_steps
         return min(max(gamma, self.discount_min), self.discount_max)
+
+    def seed_phase(self, num_envs: int, episode_agent_steps: int) -> int:
+        """Agent steps of the seed phase, in which every environment finishes an episode.
+
+        Raises:
+            UserError: the length that was set is too short for that, so there would be nothing to learn from.
+        """
+        shortest = num_envs * episode_agent_steps
+        if self.seed_agent_steps is None:
+            return max(MIN_SEED_AGENT_STEPS, SEED_EPISODES * episode_agent_steps, shortest)
+        if self.seed_agent_steps < shortest:
+            raise UserError(
+                f"seed_agent_steps {self.seed_agent_steps} ends before every environment has finished an episode: "
+                f"give at least {shortest} ({num_envs} x {episode_agent_steps} agent steps)"
+            )
+        return self.seed_agent_steps
