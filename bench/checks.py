@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from bench.children import Outcome
 
 LOW_DISK_GB = 20.0
 
-INSTALL_ALL = "make setup  (or, in the checkout: pip install --no-deps -r requirements.lock)"
+PIP = f"{shlex.quote(sys.executable)} -m pip install"
+"""The pip of this very environment, which need not be activated."""
+
+INSTALL_ALL = f"{PIP} --no-deps -r requirements.lock  (in the checkout; or anew: rm -rf .venv && make setup)"
 """Plain `pip install` of all extras ends in a conflict: two simulators declare old gymnasium and numpy versions."""
 
 SYSTEM_LIBRARIES = {
@@ -143,7 +147,7 @@ def _apt(packages: str) -> str:
 
 def _pip(pin: str) -> str:
     """Without dependencies where they would undo the other pins; torch brings its own."""
-    return f"pip install {'' if pin.startswith('torch') else '--no-deps '}'{pin}'"
+    return f"{PIP} {'' if pin.startswith('torch') else '--no-deps '}{pin}"
 
 
 # Checks in this process
@@ -161,7 +165,9 @@ def check_packages() -> Check:
     """Installed versions against the pins of this distribution; another version runs, but gives other numbers."""
     pins = _pins()
     if not pins:
-        return Check("packages", "warn", "tdmpc2-bench is not installed, so its pins are unknown", "pip install -e .")
+        return Check(
+            "packages", "warn", "tdmpc2-bench is not installed, so its pins are unknown", f"{PIP} --no-deps -e ."
+        )
     wrong = []
     for name, pin in pins.items():
         try:

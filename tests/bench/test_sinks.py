@@ -73,20 +73,26 @@ sink.close()
 """
 
 WANDB_READ = """
-import json, sys
-from wandb.sdk.internal.datastore import DataStore
+import json, struct, sys
+from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record
 
-store, found = DataStore(), {"rows": []}
-store.open_for_scan(sys.argv[1])
-while (data := store.scan_data()) is not None:
-    record = Record()
-    record.ParseFromString(data)
-    kind = record.WhichOneof("record_type")
-    if kind == "run" and record.run.run_id:
+# A .wandb file: 7 bytes of header, then LevelDB's log format (checksum, length, type, data) in blocks of 32 KiB.
+data, at, whole, found = Path(sys.argv[1]).read_bytes(), 7, b"", {"rows": []}
+while at + 7 <= len(data):
+    if 32768 - at % 32768 < 7:
+        at += 32768 - at % 32768
+        continue
+    _, length, kind = struct.unpack_from("<IHB", data, at)
+    whole += data[at + 7 : at + 7 + length]
+    at += 7 + length
+    if kind not in (1, 4):  # neither whole nor the last part
+        continue
+    record, whole = Record.FromString(whole), b""
+    if record.HasField("run") and record.run.run_id:
         found |= {"id": record.run.run_id, "group": record.run.run_group, "project": record.run.project}
-    if kind == "history":
-        items = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+    if record.HasField("history"):
+        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         found["rows"].append([record.history.step.num, items["return"]])
 print(json.dumps(found))
 """
@@ -97,7 +103,7 @@ def python(code, *arguments, folder):
         "PATH": "/usr/bin:/bin",
         "HOME": str(folder),
         "WANDB_MODE": "offline",
-        "PYTHONPATH": ":".join(path for path in ["."] + sys.path if path),
+        "PYTHONPATH": ":".join(path for path in [".", *sys.path] if path),
     }
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
