@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bench.envs.pool import EnvPool, WorkerError
 from bench.failures import RunsFailed
+from bench.replay import Replay
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
 from bench.tasks import get
@@ -31,17 +32,6 @@ class Step:
     reward: Array  # (R, N) float32
     terminated: Array  # (R, N) bool
     truncated: Array  # (R, N) bool
-
-
-@dataclass
-class PartialEpisode:
-    """An episode in progress, played again up to where it was interrupted."""
-
-    run: int
-    env: int
-    obs: Array  # (k + 1, *obs_shape)
-    action: Array  # (k, A)
-    reward: Array  # (k,)
 
 
 class Collector:
@@ -121,38 +111,31 @@ class Collector:
             "obs": torch.from_numpy(self.obs[run].copy()),
         }
 
-    def restore(self, states: Sequence[Mapping[str, Any]]) -> tuple[list[PartialEpisode], bool]:
-        """Play the episodes in progress again.
+    def restore(self, states: Sequence[Mapping[str, Any]], replay: Replay) -> bool:
+        """Play the episodes in progress again, and feed them to the replay.
 
         Returns:
-            The episodes up to where they were, and whether every simulator came back to the very same observation.
+            Whether every simulator came back to the very same observation.
         """
         self.episode = np.array([state["episode"] for state in states], dtype=np.int64)
         self.actions = [list(taken.numpy()) for state in states for taken in state["actions"]]
         self.start()
+        replay.begin(self.obs)
+        lengths = np.array([len(taken) for taken in self.actions]).reshape(self.runs, self.num_envs)
+        action = np.zeros((self.runs * self.num_envs, self.action_size), dtype=np.float32)
+        reward, never = np.zeros(action.shape[0]), np.zeros(lengths.shape, dtype=bool)
         flat_obs = self.obs.reshape(-1, *self.obs.shape[2:])
-        partial = [
-            PartialEpisode(
-                *divmod(index, self.num_envs),
-                obs=flat_obs[index][None].copy(),
-                action=np.array(taken, dtype=np.float32).reshape(len(taken), self.action_size),
-                reward=np.empty(0, dtype=np.float32),
-            )
-            for index, taken in enumerate(self.actions)
-        ]
-        for number in range(max(map(len, self.actions))):
-            going = [index for index, taken in enumerate(self.actions) if len(taken) > number]
-            actions = np.stack([self.actions[index][number] for index in going])
-            result = self.pool.step(actions, going)
-            flat_obs[going] = result.obs
-            for row, index in enumerate(going):
-                partial[index].obs = np.concatenate([partial[index].obs, result.obs[row][None]])
-                partial[index].reward = np.append(partial[index].reward, result.reward[row])
-        for episode in partial:
-            self.returns[episode.run, episode.env] = episode.reward.sum(dtype=np.float64)
-            self.first[episode.run, episode.env] = len(episode.action) == 0
-        saved = np.stack([state["obs"].numpy() for state in states])
-        return partial, bool(np.array_equal(saved, self.obs))
+        for number in range(int(lengths.max())):
+            where = lengths > number
+            going = np.flatnonzero(where)
+            action[going] = [self.actions[index][number] for index in going]
+            result = self.pool.step(action[going], going.tolist())
+            flat_obs[going], reward[going] = result.obs, result.reward
+            shaped = reward.reshape(lengths.shape)
+            replay.add(self.obs, action.reshape(*lengths.shape, -1), shaped, never, never, where)
+            self.returns[where] += shaped[where]
+        self.first = lengths == 0
+        return bool(np.array_equal(np.stack([state["obs"].numpy() for state in states]), self.obs))
 
     def close(self) -> None:
         """End the environments' processes."""

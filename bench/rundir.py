@@ -162,7 +162,7 @@ class RunDir:
         beat = beat or {}
         return Progress(
             state=state,
-            env_steps=int((done or beat).get("env_steps", 0)),
+            env_steps=max(int(known.get("env_steps", 0)) for known in (done or {}, beat)),
             agent_steps_per_s=beat.get("agent_steps_per_s"),
             last_return=beat.get("return"),
             wall_s=float(beat.get("wall_s", 0.0)),

@@ -7,6 +7,7 @@ the actions of the episodes in progress; finished episodes lie in the run direct
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,14 +108,7 @@ class Fleet:
             spec, entry.hyperparameters_model()(**first.hyperparameters), seeds, self.device
         )
         self.replay = Replay(
-            self.agent.replay,
-            len(runs),
-            spec.num_envs,
-            spec.obs_shape,
-            torch.float32,
-            spec.action_size,
-            seeds,
-            self.device,
+            self.agent.replay, seeds, spec.num_envs, spec.obs_shape, np.float32, spec.action_size, self.device
         )
         self.logs = [ReplayLog(run.replay) for run in runs]
         self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
@@ -122,6 +116,7 @@ class Fleet:
         self.evaluator: Evaluator | None = None
         self.counters = Counters(wall_s=[0.0] * len(runs))
         self.metrics: Mapping[str, torch.Tensor] = {}
+        self._log_positions: list[int | None] = [None] * len(runs)
         self.failures: dict[int, BaseException] = {}
         self._clock = self._saved_at = time.monotonic()
 
@@ -135,7 +130,7 @@ class Fleet:
         """
         if not self._resume():
             self.collector.start()
-            self.replay.begin(self.collector.obs, self.collector.first)
+            self.replay.begin(self.collector.obs)
         counters, spec = self.counters, self.spec
         while True:
             self._tick()
@@ -160,8 +155,8 @@ class Fleet:
         collector, counters = self.collector, self.counters
         step = collector.step(self._act())
         self.replay.add(step.obs, self._action, step.reward, step.terminated, step.truncated)
-        for run, env, episode in self.replay.pop_finished():
-            self.logs[run].append(env, episode)
+        for run, episode in self.replay.pop_finished():
+            self.logs[run].append([episode])
         if collector.first.any():
             self.replay.begin(collector.obs, collector.first)
         before = counters.agent_steps
@@ -271,18 +266,23 @@ class Fleet:
         for run, run_dir in enumerate(self.dirs):
             if run in self.failures:
                 continue
+            log = self.logs[run]
             state = {
                 "evaluated_at": counters.evaluated_at,
                 "logged_at": counters.logged_at,
                 "wall_s": counters.wall_s[run],
                 "agent": self.agent.state_dict(run),
                 "replay": self.replay.state_dict(run),
-                "replay_log": self.logs[run].position(),
+                "replay_log": log.position(),
                 "collector": self.collector.state_dict(run),
                 "finished": [(ret, success) for number, ret, success in self.collector.finished if number == run],
                 "random_actions": self.rngs[run].bit_generator.state,
             }
             checkpoint.save(run_dir, counters.agent_steps, state)
+            # The two checkpoints that are kept may need episodes from before the older one, and nothing earlier.
+            if self._log_positions[run] is not None:
+                log.discard_before(self._log_positions[run], self.agent.replay.capacity)
+            self._log_positions[run] = log.position()
         self._saved_at = time.monotonic()
 
     def _resume(self) -> bool:
@@ -292,20 +292,17 @@ class Fleet:
         for run, run_dir in enumerate(self.dirs):
             checkpoint.discard_after(run_dir, steps)
             run_dir.rewind(states[run]["evaluated_at"] if found else -1, steps)
-            self.logs[run].truncate(states[run]["replay_log"] if found else None)
+            self.logs[run].truncate(states[run]["replay_log"] if found else 0)
         if not found:
             return False
         self.agent.load_state_dict([state["agent"] for state in states])
         for run, state in enumerate(states):
             self.rngs[run].bit_generator.state = state["random_actions"]
-            self.replay.refill(run, self.logs[run].read(state["replay_log"], self.agent.replay.capacity))
+            episodes = self.logs[run].read(state["replay_log"], self.agent.replay.capacity)
+            self.replay.load(run, state["replay"], episodes)
             self.collector.finished += [(run, ret, success) for ret, success in state["finished"]]
-        partial, exact = self.collector.restore([state["collector"] for state in states])
-        if not exact:
+        if not self.collector.restore([state["collector"] for state in states], self.replay):
             self.monitor.note("a simulator did not repeat its episode exactly: the run goes on from what it shows now")
-        for episode in partial:
-            self.replay.resume_episode(episode.run, episode.env, episode.obs, episode.action, episode.reward)
-        self.replay.load_state_dict([state["replay"] for state in states])
         self.counters = Counters(
             agent_steps=steps,
             evaluated_at=states[0]["evaluated_at"],
@@ -321,7 +318,7 @@ class Fleet:
                 continue
             self.monitor.final_beat(run, self.counters.agent_steps, self.counters.wall_s[run])
             if not self.options.keep_replay:
-                self.logs[run].remove()
+                shutil.rmtree(run_dir.replay, ignore_errors=True)
             run_dir.mark_done(**self._stamp(run), **self.monitor.resources())
 
     def close(self) -> None:

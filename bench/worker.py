@@ -14,15 +14,18 @@ from rich.console import Console
 
 from bench import checkpoint, provenance
 from bench.errors import UserError
+from bench.failures import RunsFailed
 from bench.lock import RunLock
 from bench.progress import Monitor
 from bench.rundir import RunDir
-from bench.sinks import make_sinks
-from bench.failures import RunsFailed
+from bench.sinks import TrackedRun, make_sinks
 from bench.training import Fleet, TrainOptions
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
 """Exit codes: every run done; some run failed (failed.json says why); stopped at a checkpoint, run again to go on."""
+
+
+WANDB_PROJECT = "tdmpc2-bench"
 
 
 class StopFlag:
@@ -55,10 +58,13 @@ def train_runs(
         for lock in locks:
             lock.acquire()
             taken.append(lock)
+        unfinished = [run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"]
+        for run in unfinished:
+            check_extendable(run)
         facts = provenance.collect(options.device)
-        for run in runs:
-            run.begin_attempt({**facts, "device": options.device, "fleet": len(runs)})
-        pending = lockstep_groups([run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"])
+        for run in unfinished:
+            run.begin_attempt({**facts, "fleet": len(unfinished)})
+        pending = lockstep_groups(unfinished)
         failed = False
         while pending:
             outcome = _train_fleet(pending.pop(0), options, console, interrupted)
@@ -85,7 +91,7 @@ def _train_fleet(
 ) -> Outcome | None:
     """Train one fleet; None if it was interrupted. Failed runs are marked in their directories."""
     monitor = Monitor(runs, torch.device(options.device), console)
-    sinks = make_sinks(options.sinks, [run.path for run in runs], [run.spec for run in runs])
+    sinks = make_sinks(options.sinks, [_tracked(run) for run in runs], WANDB_PROJECT)
     fleet: Fleet | None = None
     try:
         fleet = Fleet(runs, options, sinks, monitor, interrupted)
@@ -102,6 +108,30 @@ def _train_fleet(
     for index, error in errors.items():
         _mark_failed(runs[index], error, monitor)
     return Outcome(failed=True, survivors=[run for index, run in enumerate(runs) if index not in errors])
+
+
+def _tracked(run: RunDir) -> TrackedRun:
+    spec, saved = run.spec, checkpoint.saved_agent_steps(run)
+    return TrackedRun(
+        run_id=spec.run_id,
+        folder=run.path,
+        config=spec.model_dump(),
+        group=f"{spec.agent}/{spec.variant}/{spec.task}",
+        resumed_env_steps=saved[-1] * spec.action_repeat if saved else 0,
+    )
+
+
+def check_extendable(run: RunDir) -> None:
+    """Whether a run that reached a smaller budget can go on.
+
+    Raises:
+        UserError: its replay was removed when it was done.
+    """
+    if run.read_json("done.json") is not None and not run.replay.is_dir():
+        raise UserError(
+            f"{run.path} is done and its replay was removed, so it cannot go on to {run.spec.budget_env_steps:,} env "
+            "steps: move the directory away to train anew (train with --keep-replay to be able to extend a run)"
+        )
 
 
 def _mark_failed(run: RunDir, error: BaseException, monitor: Monitor) -> None:
