@@ -1,4 +1,4 @@
-"""Checkpoints of one run: written aside and renamed, the last two kept, a damaged one passed over for the one before."""
+"""Checkpoints of one run: written aside and renamed, the last two kept, a damaged one passed over."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def load(run: RunDir, agent_steps: int) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        warnings.warn(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}); going back to the one before")
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(f"checkpoint {path} is damaged ({reason}); going back to the one before")
         return None
     if state["format_version"] != FORMAT_VERSION:
         raise UserError(

@@ -47,7 +47,7 @@ class Evaluator:
         The episodes' seeds derive from the run's seed and `agent_steps`, so an evaluation can be repeated.
 
         Returns:
-            For each run a row for each episode: episode, return, success (at the last agent step), length (agent steps).
+            For each run a row for each episode: episode, return, success (at its last agent step), length.
         """
         runs, total = len(self.specs), len(self.specs) * self.episodes
         shape = (runs, self.episodes)

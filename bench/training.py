@@ -319,7 +319,7 @@ class Fleet:
             self.monitor.final_beat(run, self.counters.agent_steps, self.counters.wall_s[run])
             if not self.options.keep_replay:
                 shutil.rmtree(run_dir.replay, ignore_errors=True)
-            run_dir.mark_done(**self._stamp(run), **self.monitor.resources())
+            run_dir.mark_done(**self._stamp(run), **self.monitor.resources(), replay_kept=self.options.keep_replay)
 
     def close(self) -> None:
         """End the environments' processes."""

@@ -127,7 +127,8 @@ def check_extendable(run: RunDir) -> None:
     Raises:
         UserError: its replay was removed when it was done.
     """
-    if run.read_json("done.json") is not None and not run.replay.is_dir():
+    done = run.read_json("done.json")
+    if done is not None and not done["replay_kept"]:
         raise UserError(
             f"{run.path} is done and its replay was removed, so it cannot go on to {run.spec.budget_env_steps:,} env "
             "steps: move the directory away to train anew (train with --keep-replay to be able to extend a run)"
@@ -160,8 +161,8 @@ def prepare(options: TrainOptions) -> None:
 def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:
     """Runs that can go on together: those whose newest checkpoint is at the same agent step.
 
-    A fleet killed while it was writing its checkpoints has runs one checkpoint apart: if they all have an earlier one in
-    common, they stay one fleet and go on from there.
+    A fleet killed while it was writing its checkpoints has runs one checkpoint apart: if they all have an earlier one
+    in common, they stay one fleet and go on from there.
     """
     if not runs:
         return []

@@ -45,8 +45,8 @@ def spec(agent: str, seed: int = 1, task: str = "cartpole-balance", **changes: A
         "domain_version": row.domain_version,
         "seed": seed,
         "action_repeat": row.action_repeat,
-        "budget_env_steps": 2400,
-        "eval_every_env_steps": 600,
+        "budget_env_steps": 1400,
+        "eval_every_env_steps": 700,
         "eval_episodes": 2,
     }
     return RunSpec(**(values | changes))
@@ -82,16 +82,16 @@ def train(folder: Path, specs: list[RunSpec], **changes: Any) -> list[RunDir]:
 def test_an_interrupted_run_equals_one_that_never_was(agent: str, tmp_path: Path) -> None:
     (whole,) = train(tmp_path / "whole", [spec(agent)])
     rows = evaluations(whole)
-    assert [row["env_steps"] for row in rows[::2]] == ["0", "600", "1200", "1800", "2400"]
+    assert [row["env_steps"] for row in rows[::2]] == ["0", "700", "1400"]
     assert {row["length"] for row in rows} == {"500"}
 
     run = RunDir.create(tmp_path / "parts", spec(agent))
-    for calls in (1, 3, 640, 30, 400):  # before anything, mid-episode, just past the burst, ...
+    for calls in (1, 3, 520, 30, 100):  # before anything, mid-episode, just past the burst, ...
         assert train_runs([run], options(), None, after(calls)) == EXIT_INTERRUPTED
         assert run.progress().state == "pending"
     assert train_runs([run], options(), None, never) == EXIT_DONE
     assert evaluations(run) == rows
-    final = [checkpoint.load(one, 1200) for one in (whole, run)]
+    final = [checkpoint.load(one, 700) for one in (whole, run)]
     assert final[0] is not None
     assert final[1] is not None
     for part in ("agent", "replay", "collector", "random_actions"):
@@ -118,7 +118,11 @@ def assert_equal(left: Any, right: Any, where: str) -> None:
 @pytest.mark.parametrize("agent", sorted(TINY))
 def test_a_fleet_gives_what_single_runs_give(agent: str, tmp_path: Path) -> None:
     """Same seeds, same returns: how runs are grouped is no part of a result (to float tolerance, on a CPU)."""
-    specs = [spec(agent, seed, budget_env_steps=1400, eval_every_env_steps=1400) for seed in (1, 2)]
+    # A low learning rate, for training amplifies differences in the last digit.
+    rates = {"tdmpc2": {"lr": 1e-5}, "sac": {"actor_lr": 1e-6, "critic_lr": 1e-6, "alpha_lr": 1e-6}}[agent]
+    slow = resolve_hyperparameters(agent, TINY[agent] | rates)
+    changes = {"hyperparameters": slow, "eval_every_env_steps": 1100, "eval_episodes": 1, "budget_env_steps": 1100}
+    specs = [spec(agent, seed, **changes) for seed in (1, 2)]
     fleet = train(tmp_path / "fleet", specs)
     for one, together in zip(specs, fleet, strict=True):
         (alone,) = train(tmp_path / "single", [one])
@@ -132,7 +136,7 @@ def test_a_fleet_killed_between_its_checkpoints_stays_together(tmp_path: Path) -
     specs = [spec("sac", seed) for seed in (1, 2)]
     whole = train(tmp_path / "whole", specs)
     runs = [RunDir.create(tmp_path / "parts", one) for one in specs]
-    for calls in (650, 200):
+    for calls in (450, 150):
         assert train_runs(runs, options(), None, after(calls)) == EXIT_INTERRUPTED
     newest = checkpoint.saved_agent_steps(runs[1])[-1]
     (runs[1].checkpoints / f"{newest:010d}.pt").unlink()
@@ -142,10 +146,12 @@ def test_a_fleet_killed_between_its_checkpoints_stays_together(tmp_path: Path) -
 
 
 def test_several_environments_for_each_run_resume_too(tmp_path: Path) -> None:
-    one = spec("tdmpc2", num_envs=3, budget_env_steps=4000, eval_every_env_steps=2000)
+    phase = resolve_hyperparameters("tdmpc2", TINY["tdmpc2"] | {"seed_agent_steps": 1500})
+    changes = {"eval_every_env_steps": 3080, "eval_episodes": 1, "budget_env_steps": 3080}
+    one = spec("tdmpc2", num_envs=3, hyperparameters=phase, **changes)
     (whole,) = train(tmp_path / "whole", [one])
     run = RunDir.create(tmp_path / "parts", one)
-    for calls in (520, 100):
+    for calls in (502, 5):
         assert train_runs([run], options(), None, after(calls)) == EXIT_INTERRUPTED
     assert train_runs([run], options(), None, never) == EXIT_DONE
     assert evaluations(run) == evaluations(whole)
@@ -153,7 +159,7 @@ def test_several_environments_for_each_run_resume_too(tmp_path: Path) -> None:
 
 def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     often, seldom = (
-        train(tmp_path / name, [spec("tdmpc2", budget_env_steps=1400, eval_every_env_steps=every)])[0]
+        train(tmp_path / name, [spec("sac", eval_every_env_steps=every, eval_episodes=1)])[0]
         for name, every in (("often", 200), ("seldom", 1400))
     )
     states = [checkpoint.load(run, 700) for run in (often, seldom)]
@@ -161,14 +167,13 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     assert states[1] is not None
     for part in ("replay", "collector", "random_actions"):
         assert_equal(states[0][part], states[1][part], part)
-    learned = [{key: value for key, value in state["agent"].items() if "eval" not in key} for state in states]
-    assert_equal(learned[0].get("model"), learned[1].get("model"), "model")
+    assert_equal(states[0]["agent"], states[1]["agent"], "agent")
 
 
 def test_a_run_that_turns_nan_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from baselines.sac import SAC
 
-    specs = [spec("sac", seed) for seed in (1, 2, 3)]
+    specs = [spec("sac", seed, eval_episodes=1) for seed in (1, 2, 3)]
     alone = train(tmp_path / "alone", [specs[0], specs[2]])
     act = SAC.act
 
@@ -215,7 +220,7 @@ def test_a_bug_in_the_agent_is_recorded_and_a_second_try_clears_it(
 
 
 def test_a_finished_run_can_be_extended_only_with_its_replay(tmp_path: Path) -> None:
-    short = spec("sac", budget_env_steps=1200)
+    short = spec("sac", budget_env_steps=700)
     (whole,) = train(tmp_path / "whole", [spec("sac")])
     (run,) = train(tmp_path / "extended", [short])
     run.update_spec(spec("sac"))
