@@ -83,8 +83,7 @@ class DMControl(TaskEnv):
 
     def _step_simulator(self, action: NDArray[np.float32]) -> tuple[NDArray[Any], float, bool, float]:
         try:
-            # Rounded to float32 as the suite's own action wrapper does, so that episodes are the same bit for bit.
-            step = self.simulation.step((self._low + self._scale * (action.astype(np.float64) + 1)).astype(np.float32))
+            step = self.simulation.step(self._low + self._scale * (action.astype(np.float64) + 1))
         except self._physics_error as error:
             raise self._failure(f"diverged: {error}") from error
         return flatten(step.observation), float(step.reward), bool(step.last()), 0.0
