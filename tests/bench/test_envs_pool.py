@@ -230,6 +230,15 @@ def test_a_worker_that_hangs_is_named_and_killed() -> None:
     assert gone([pid for pid in pids if pid])
 
 
+def test_signals_to_the_whole_group_leave_workers_alone() -> None:
+    with EnvPool([row("toy", episode_agent_steps=9)], workers=1) as pool:
+        pid = int(pool.reset([0], seeds=[1])[0, 3])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(pid, number)
+            pool.step(np.zeros((1, 1)))
+    assert gone([pid], within_s=1.0)
+
+
 def test_a_forgotten_pool_leaves_no_process() -> None:
     pool = EnvPool([row("toy")], workers=1)
     pids = [worker.process.pid for worker in pool._workers]
