@@ -32,6 +32,10 @@ DOMAIN_VERSIONS: Mapping[str, str] = MappingProxyType(
 """What a domain's results were made with. Results of different versions are never mixed without saying so."""
 
 
+BUILT_IN_SETS = ("all", *DOMAIN_VERSIONS, "original", *BY_TAG)
+"""The sets that ship with the suite; users' tags and domains make more."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One task. The numbers are those of the TD-MPC2 paper (arXiv 2310.16828) and of its published curves.
@@ -243,9 +247,14 @@ def _registered() -> Iterable[tuple[str, Task]]:
 
 
 @cache
+def _built_in() -> Mapping[str, Task]:
+    return MappingProxyType({task.name: task for task in (*_dmcontrol(), *_metaworld(), *_maniskill(), *_myosuite())})
+
+
+@cache
 def _table() -> Mapping[str, Task]:
-    table = {task.name: task for task in (*_dmcontrol(), *_metaworld(), *_maniskill(), *_myosuite())}
-    taken = set(table) | {task.published_name for task in table.values()} | set(set_names_built_in())
+    table = dict(_built_in())
+    taken = {*table, *(task.published_name for task in table.values()), *BUILT_IN_SETS}
     for origin, task in _registered():
         if task.name in taken:
             raise UserError(f"task '{task.name}' of entry point '{origin}' takes a name that is in use: rename it")
@@ -267,11 +276,6 @@ def _sets() -> Mapping[str, tuple[Task, ...]]:
     return MappingProxyType(sets)
 
 
-def set_names_built_in() -> tuple[str, ...]:
-    """The sets that ship with the suite."""
-    return ("all", *DOMAIN_VERSIONS, "original", *BY_TAG)
-
-
 def tasks() -> tuple[Task, ...]:
     """Every task: DMControl (28 standard, 11 new), Meta-World, ManiSkill2, MyoSuite, then rows that users added."""
     return _sets()["all"]
@@ -288,13 +292,12 @@ def get(name: str) -> Task:
     Raises:
         UserError: no such task; names the nearest.
     """
-    table = _table()
-    if name in table:
-        return table[name]
-    for task in table.values():
-        if task.published_name == name:
-            return task
-    raise unknown("task", name, table)
+    # The suite's own rows first, so that users can derive theirs from them while their package is being loaded.
+    for table in (_built_in, _table):
+        for task in table().values():
+            if name in (task.name, task.published_name):
+                return task
+    raise unknown("task", name, _table())
 
 
 def task_set(name: str) -> tuple[Task, ...]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import signal
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium
@@ -161,37 +159,3 @@ class Failure:
         text = "".join(traceback.format_exception(cause))
         users = isinstance(cause, UserError)
         return cls(error.index, str(cause) if users else f"{type(cause).__name__}: {cause}", text, users)
-
-
-def serve(
-    connection: Connection,
-    entries: Mapping[int, EnvEntry],
-    obs: ObsKind,
-    render: bool,
-    layout: Layout,
-    memory: Any,
-) -> None:
-    """What a worker process does: obey commands until the pool says close, or is gone.
-
-    Commands are (name of a method of `EnvHost`, arguments); the answer is its result, or a `Failure`, after which the
-    worker ends. Ctrl-C reaches every process of the terminal: what it means is for the parent to decide.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        host = EnvHost(entries, obs, render, layout.arrays(memory))
-        connection.send(None)
-        while True:
-            command, arguments = connection.recv()
-            if command == "close":
-                host.close()
-                return
-            connection.send(getattr(host, command)(*arguments))
-    except HostError as error:
-        connection.send(Failure.of(error))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent died
-
-
-def split(num_envs: int, workers: int) -> Sequence[Sequence[int]]:
-    """Indices 0 .. num_envs - 1 for each of at most `workers` processes, in runs of nearly equal length."""
-    return [part.tolist() for part in np.array_split(np.arange(num_envs), min(workers, num_envs))]

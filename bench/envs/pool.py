@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
-from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any
@@ -18,18 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import tasks as task_table
-from bench.envs import ObsKind, obs_spec, rendering
+from bench.envs import ObsKind, obs_spec
 from bench.envs.base import checked_actions
 from bench.envs.errors import WorkerError
-from bench.envs.host import CONTEXT, EnvEntry, EnvHost, Failure, HostError, Layout, serve, split
+from bench.envs.host import EnvEntry, EnvHost, Failure, HostError, Layout
+from bench.envs.workers import CLOSE_TIMEOUT_S, Worker, shut_down, split, worker_environment
 from bench.errors import UserError
 from bench.tasks import Task
 
 STARTUP_TIMEOUT_S = 600.0
 """How long a worker may take to load its simulators, on a file system that is slow."""
-
-_CLOSE_TIMEOUT_S = 5.0
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -87,18 +83,18 @@ class EnvPool:
         memory = layout.allocate()
         self.layout = layout
         self._arrays = layout.arrays(memory)
-        self._sent: tuple[list[int], list[_Worker]] | None = None
-        self._workers: list[_Worker] = []
+        self._sent: tuple[list[int], list[Worker]] | None = None
+        self._workers: list[Worker] = []
         self._host: EnvHost | None = None
-        self._close = Finalize(self, _shut_down, args=(self._workers,), exitpriority=10)
+        self._close = Finalize(self, shut_down, args=(self._workers,), exitpriority=10)
         with self._closed_by_errors():
             if workers == 0:
                 self._host = EnvHost(entries, obs, render, self._arrays)
                 return
-            with _worker_environment(render):
+            with worker_environment(render):
                 for part in split(len(self.tasks), workers):
                     arguments = ({i: entries[i] for i in part}, obs, render, layout, memory)
-                    self._workers.append(_Worker(part, arguments))
+                    self._workers.append(Worker(part, arguments))
             self._receive(self._workers, STARTUP_TIMEOUT_S)
 
     def reset(self, indices: Sequence[int] | NDArray[np.integer[Any]], seeds: Sequence[int]) -> NDArray[Any]:
@@ -191,7 +187,7 @@ class EnvPool:
             raise IndexError(f"indices {chosen} must be different ones of 0 .. {len(self.tasks) - 1}")
         return chosen
 
-    def _holding(self, indices: Sequence[int]) -> list[_Worker]:
+    def _holding(self, indices: Sequence[int]) -> list[Worker]:
         return [worker for worker in self._workers if not worker.held.isdisjoint(indices)]
 
     @contextlib.contextmanager
@@ -206,13 +202,13 @@ class EnvPool:
             self.close()
             raise
 
-    def _send(self, worker: _Worker, command: str, *arguments: Any) -> None:
+    def _send(self, worker: Worker, command: str, *arguments: Any) -> None:
         try:
             worker.pipe.send((command, arguments))
         except OSError as error:  # its end of the pipe is gone
             self._raise_dead(worker, error)
 
-    def _receive(self, workers: Sequence[_Worker], timeout_s: float) -> list[Any]:
+    def _receive(self, workers: Sequence[Worker], timeout_s: float) -> list[Any]:
         """The answer of each worker, in order."""
         answers: dict[int, Any] = {}
         waiting = {worker.pipe: number for number, worker in enumerate(workers)}
@@ -241,8 +237,8 @@ class EnvPool:
         where = [failure.index]
         raise self._error(f"{self._named(where)}: {failure.message}\n{failure.traceback}", where) from cause
 
-    def _raise_dead(self, worker: _Worker, cause: BaseException) -> None:
-        worker.process.join(_CLOSE_TIMEOUT_S)
+    def _raise_dead(self, worker: Worker, cause: BaseException) -> None:
+        worker.process.join(CLOSE_TIMEOUT_S)
         code = worker.process.exitcode
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}" + (
@@ -260,33 +256,6 @@ class EnvPool:
         return ", ".join(f"{self.tasks[index].name} (environment {index})" for index in indices)
 
 
-class _Worker:
-    """A worker process, its end of the pipe and the indices that it holds."""
-
-    def __init__(self, indices: Sequence[int], arguments: tuple[Any, ...]) -> None:
-        self.held = frozenset(indices)
-        self.pipe, theirs = CONTEXT.Pipe()
-        self.process: SpawnProcess = CONTEXT.Process(target=serve, args=(theirs, *arguments), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the worker's death is an end of file here
-
-
-def _shut_down(workers: list[_Worker]) -> None:
-    """End worker processes: ask, then kill. Leaves the list empty."""
-    for worker in workers:
-        with contextlib.suppress(OSError):  # it is dead already
-            worker.pipe.send(("close", ()))
-    deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-    for worker in workers:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-        if worker.process.exitcode is None:
-            worker.process.kill()
-            worker.process.join()
-        worker.process.close()
-        worker.pipe.close()
-    workers.clear()
-
-
 def _common_layout(tasks: Sequence[Task], obs: ObsKind) -> Layout:
     if not tasks:
         raise UserError("an environment pool needs at least one task")
@@ -295,22 +264,3 @@ def _common_layout(tasks: Sequence[Task], obs: ObsKind) -> Layout:
         shapes = "; ".join(f"{name}: obs {lay.obs_shape}, action {lay.action_size}" for lay, name in layouts.items())
         raise UserError(f"tasks of one pool need equal shapes, these differ ({shapes}): use a pool for each")
     return next(iter(layouts))
-
-
-@contextlib.contextmanager
-def _worker_environment(render: bool) -> Iterator[None]:
-    """What spawned workers inherit: one thread each, the rendering backend, and Ctrl-C held back while they start."""
-    values = dict.fromkeys(_ONE_THREAD, "1")
-    values["MUJOCO_GL"] = rendering.choose_backend() if render else rendering.DISABLED[0]
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ def test_counts_of_sets() -> None:
     }
     assert {name: len(tasks.task_set(name)) for name in sizes} == sizes
     assert set(tasks.set_names()) == set(sizes)
-    assert set(tasks.set_names_built_in()) == set(sizes)
+    assert set(tasks.BUILT_IN_SETS) == set(sizes)
     assert len({task.name for task in tasks.tasks()}) == 104
 
 
@@ -107,13 +108,13 @@ def test_expand_keeps_order_and_drops_duplicates() -> None:
     assert len(names) == 8
 
 
-def _register(monkeypatch: pytest.MonkeyPatch, value: object) -> None:
-    point = SimpleNamespace(name="mine", value="mine:TASKS", load=lambda: value)
+def _register(monkeypatch: pytest.MonkeyPatch, load: Callable[[], object]) -> None:
+    point = SimpleNamespace(name="mine", value="mine:TASKS", load=load)
     monkeypatch.setattr(tasks, "entry_points", lambda group: [point])
 
 
 @pytest.fixture
-def _fresh_table() -> object:
+def _fresh_table() -> Iterator[None]:
     tasks._table.cache_clear()
     tasks._sets.cache_clear()
     yield
@@ -123,10 +124,12 @@ def _fresh_table() -> object:
 
 @pytest.mark.usefixtures("_fresh_table")
 def test_users_add_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = replace(tasks.get("walker-walk"), name="walker-moonwalk", tags=frozenset({"new", "moon"}))
-    tasks._table.cache_clear()
-    tasks._sets.cache_clear()
-    _register(monkeypatch, [mine])
+    def load() -> list[tasks.Task]:
+        # Derived from a row of the table while the package is being loaded.
+        return [replace(tasks.get("walker-walk"), name="walker-moonwalk", tags=frozenset({"new", "moon"}))]
+
+    _register(monkeypatch, load)
+    mine = load()[0]
     assert tasks.get("walker-moonwalk") == mine
     assert tasks.task_set("moon") == (mine,)
     assert tasks.task_set("new")[-1] == mine
@@ -134,17 +137,26 @@ def test_users_add_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_fresh_table")
-def test_a_clash_of_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = replace(tasks.get("walker-walk"), name="dog-run")
-    tasks._table.cache_clear()
-    _register(monkeypatch, mine)
-    with pytest.raises(UserError, match=r"'dog-run' of entry point 'mine' takes a name that is in use"):
-        tasks.get("cup-catch")
+@pytest.mark.parametrize("name", ["dog-run", "myo-hand-reach", "mt30"])
+def test_a_clash_of_names_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    _register(monkeypatch, lambda: replace(tasks.get("walker-walk"), name=name))
+    with pytest.raises(UserError, match=f"'{name}' of entry point 'mine' takes a name that is in use"):
+        tasks.tasks()
+
+
+@pytest.mark.usefixtures("_fresh_table")
+def test_a_package_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load() -> object:
+        raise ImportError("no module named moon")
+
+    _register(monkeypatch, load)
+    with pytest.raises(UserError, match=r"entry point 'mine' cannot be loaded from mine:TASKS.*no module named moon"):
+        tasks.tasks()
 
 
 @pytest.mark.usefixtures("_fresh_table")
 def test_a_wrong_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    _register(monkeypatch, ["dog-run"])
+    _register(monkeypatch, lambda: ["dog-run"])
     with pytest.raises(UserError, match=r"'dog-run', which is no bench.tasks.Task"):
         tasks.tasks()
     with pytest.raises(UserError, match="metric is 'reward', valid are return, success"):
