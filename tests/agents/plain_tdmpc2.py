@@ -197,6 +197,7 @@ class PlainRun:
         log_std = low + 0.5 * (high - low) * (torch.tanh(raw_std) + 1)
         return torch.tanh(mean + eps * log_std.exp()), log_std
 
+    @torch.no_grad()
     def td_target(self, batch, run, draws):
         """Sample by sample; (H, B)."""
         eps, pair = next(draws), next(draws)
