@@ -74,7 +74,10 @@ class TDMPC2:
         others = [*model.dynamics.parameters(), *model.reward_head.parameters(), *model.online_q.parameters()]
         self.model_parameters = [*model.encoder.parameters(), *others]
         self.policy_parameters = list(model.policy_head.parameters())
-        groups = [{"params": list(model.encoder.parameters()), "lr": hp.lr * hp.enc_lr_scale}, {"params": others}]
+        groups: list[dict[str, Any]] = [
+            {"params": list(model.encoder.parameters()), "lr": hp.lr * hp.enc_lr_scale},
+            {"params": others},
+        ]
         self.optimizer = torch.optim.Adam(groups, lr=hp.lr, fused=True)
         self.policy_optimizer = torch.optim.Adam(self.policy_parameters, lr=hp.lr, eps=POLICY_ADAM_EPS, fused=True)
 

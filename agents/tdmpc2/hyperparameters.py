@@ -32,7 +32,7 @@ class Hyperparameters(BaseModel):
     shows the numbers that are used.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     # Architecture
     model_size: Literal[1, 5, 19, 48, 317] = 5

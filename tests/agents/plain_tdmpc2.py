@@ -1,0 +1,326 @@
+"""One run of TD-MPC2 written the slow, obvious way: ordinary torch layers, loops over time, heads and candidates.
+
+It shares no code with the agent. Noise comes from a record of what the agent drew.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from agents.noise import Noise
+from agents.protocol import AgentSpec, Batch
+from agents.tdmpc2.agent import TDMPC2
+from agents.tdmpc2.hyperparameters import Hyperparameters
+
+CPU = torch.device("cpu")
+SPEC = AgentSpec(obs_shape=(5,), obs_kind="state", action_size=2, episode_agent_steps=100, budget_agent_steps=1000)
+SMALL = {
+    "enc_dim": 12,
+    "mlp_dim": 16,
+    "latent_dim": 8,
+    "simnorm_dim": 4,
+    "num_q": 4,
+    "num_bins": 21,
+    "dropout": 0.2,
+    "batch_size": 6,
+    "num_samples": 20,
+    "num_elites": 5,
+    "num_pi_trajs": 3,
+    "iterations": 3,
+}
+
+
+def make_agent(seeds=(1, 2, 3), num_envs=1, jitter=0.3, spec=SPEC, **overrides) -> TDMPC2:
+    """A small agent whose parameters are moved at random (by the run's seed), so that nothing is zero by chance."""
+    agent = TDMPC2(replace(spec, num_envs=num_envs), Hyperparameters(**(SMALL | overrides)), list(seeds), CPU)
+    for index, parameter in enumerate(agent.model.parameters()):
+        for part, seed in zip(parameter.data.chunk(len(seeds)), seeds, strict=True):
+            part += jitter * torch.randn(part.shape, generator=torch.Generator().manual_seed(1000 * seed + index))
+    return agent
+
+
+def make_batch(seeds=(1, 2, 3), spec=SPEC, horizon=3, size=6) -> Batch:
+    """Random slices, the same for a seed whatever the fleet."""
+    parts = []
+    for seed in seeds:
+        g = torch.Generator().manual_seed(seed)
+        parts.append(
+            (
+                torch.randn(horizon + 1, size, *spec.obs_shape, generator=g),
+                torch.rand(horizon, size, spec.action_size, generator=g) * 2 - 1,
+                torch.randn(horizon, size, generator=g) * 3,
+                (torch.rand(horizon, size, generator=g) < 0.2).to(torch.get_default_dtype()),
+            )
+        )
+    return Batch(*(torch.stack(field) for field in zip(*parts, strict=True)))
+
+
+class Recorder(Noise):
+    """Noise that keeps what it gave."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.__dict__.update(noise.__dict__)
+        self.drawn: list[torch.Tensor] = []
+
+    def _keep(self, value):
+        self.drawn.append(value.clone())
+        return value
+
+    def normal(self, *shape):
+        return self._keep(super().normal(*shape))
+
+    def gumbel(self, *shape):
+        return self._keep(super().gumbel(*shape))
+
+    def choose(self, count, members):
+        return self._keep(super().choose(count, members))
+
+    def dropout_mask(self, p, *shape):
+        return self._keep(super().dropout_mask(p, *shape))
+
+    def of_run(self, run):
+        """An iterator over this run's draws, in order."""
+        return iter([draw[run] for draw in self.drawn])
+
+
+def record(agent, stream):
+    agent.noise[stream] = recorder = Recorder(agent.noise[stream])
+    return recorder
+
+
+class PlainMLP(nn.Module):
+    """Copy of member `index` of a batched MLP."""
+
+    def __init__(self, mlp, index):
+        super().__init__()
+        self.linears, self.norms = nn.ModuleList(), nn.ModuleList()
+        last_has_norm = hasattr(mlp.last, "norm")
+        self.group = mlp.last.simnorm_dim if last_has_norm else None
+        for layer in [*mlp.hidden, mlp.last]:
+            has_norm = hasattr(layer, "norm")
+            source = layer.linear if has_norm else layer
+            _, inputs, outputs = source.weight.shape
+            linear = nn.Linear(inputs, outputs)
+            linear.weight.data.copy_(source.weight.data[index].T)
+            linear.bias.data.copy_(source.bias.data[index, 0])
+            self.linears.append(linear)
+            if has_norm:
+                norm = nn.LayerNorm(outputs)
+                norm.weight.data.copy_(layer.norm.weight.data[index, 0])
+                norm.bias.data.copy_(layer.norm.bias.data[index, 0])
+                self.norms.append(norm)
+
+    def forward(self, x, keep=None):
+        for i, linear in enumerate(self.linears):
+            x = linear(x)
+            if i == 0 and keep is not None:
+                x = x * keep
+            last = i == len(self.linears) - 1
+            if i < len(self.norms):
+                x = self.norms[i](x)
+            if not last:
+                x = x * torch.tanh(nn.functional.softplus(x))
+            elif self.group is not None:
+                pieces = [piece.exp() / piece.exp().sum(-1, keepdim=True) for piece in x.split(self.group, -1)]
+                x = torch.cat(pieces, -1)
+        return x
+
+    def flat(self, attribute=None):
+        """Tensors in the layout of the batched network; `attribute` maps a parameter to what to show of it."""
+        show = attribute or (lambda p: p.data)
+        out = []
+        for i, linear in enumerate(self.linears):
+            out += [show(linear.weight).T, show(linear.bias)[None]]
+            if i < len(self.norms):
+                out += [show(self.norms[i].weight)[None], show(self.norms[i].bias)[None]]
+        return out
+
+
+class PlainRun:
+    """Run `run` of an agent."""
+
+    def __init__(self, agent, run):
+        self.hp, self.gamma, self.action_size = agent.hp, agent.gamma, agent.action_size
+        m, k = agent.model, agent.hp.num_q
+        self.encoder, self.dynamics, self.reward, self.policy = (
+            PlainMLP(net, run) for net in (m.encoder, m.dynamics, m.reward_head, m.policy_head)
+        )
+        self.q = [PlainMLP(m.online_q, run * k + i) for i in range(k)]
+        self.target_q = [PlainMLP(m.target_q, run * k + i) for i in range(k)]
+        self.bins = torch.linspace(self.hp.vmin, self.hp.vmax, self.hp.num_bins)
+        self.scale = float(agent.scale.value[run])
+        self.world = [p for net in (self.encoder, self.dynamics, self.reward, *self.q) for p in net.parameters()]
+        others = [p for net in (self.dynamics, self.reward, *self.q) for p in net.parameters()]
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": list(self.encoder.parameters()), "lr": self.hp.lr * self.hp.enc_lr_scale},
+                {"params": others, "lr": self.hp.lr},
+            ]
+        )
+        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.hp.lr, eps=1e-5)
+
+    # Scalars and distributions
+
+    def decode(self, logits):
+        y = (torch.softmax(logits, -1) * self.bins).sum(-1)
+        return torch.sign(y) * (torch.exp(torch.abs(y)) - 1)
+
+    def two_hot(self, x):
+        """Mass on each bin, one scalar at a time."""
+        mass = torch.zeros(self.hp.num_bins)
+        width = (self.hp.vmax - self.hp.vmin) / (self.hp.num_bins - 1)
+        y = math.copysign(math.log(1 + abs(x)), x)
+        position = (min(max(y, self.hp.vmin), self.hp.vmax) - self.hp.vmin) / width
+        low = math.floor(position)
+        mass[low] += 1 - (position - low)
+        if position > low:
+            mass[low + 1] += position - low
+        return mass
+
+    def cross_entropy(self, logits, scalars):
+        """Mean over the batch."""
+        losses = [
+            -(self.two_hot(float(x)) * torch.log_softmax(row, -1)).sum() for row, x in zip(logits, scalars, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    # Parts
+
+    def sample(self, z, eps):
+        raw = self.policy(z)
+        mean, raw_std = raw[..., : self.action_size], raw[..., self.action_size :]
+        low, high = self.hp.log_std_min, self.hp.log_std_max
+        log_std = low + 0.5 * (high - low) * (torch.tanh(raw_std) + 1)
+        return torch.tanh(mean + eps * log_std.exp()), log_std
+
+    @torch.no_grad()
+    def td_target(self, batch, run, draws):
+        """Sample by sample; (H, B)."""
+        eps, pair = next(draws), next(draws)
+        target = torch.zeros(batch.reward.shape[1:])
+        for t in range(target.shape[0]):
+            for b in range(target.shape[1]):
+                z = self.encoder(batch.obs[run, t + 1, b])
+                action, _ = self.sample(z, eps[t, b])
+                za = torch.cat([z, action])
+                q = min(float(self.decode(self.target_q[int(head)](za))) for head in pair)
+                alive = 1 - float(batch.terminated[run, t, b])
+                target[t, b] = float(batch.reward[run, t, b]) + self.gamma * alive * q
+        return target
+
+    def update(self, batch, run, draws):
+        hp, horizon = self.hp, self.hp.horizon
+        size = batch.obs.shape[2]
+        with torch.no_grad():
+            target = self.td_target(batch, run, draws)
+            next_z = [self.encoder(batch.obs[run, t + 1]) for t in range(horizon)]
+        mask = next(draws).unflatten(1, (horizon, size)) if hp.dropout else None
+        z = self.encoder(batch.obs[run, 0])
+        zs, consistency, reward, value = [z], 0.0, 0.0, 0.0
+        for t in range(horizon):
+            weight, za = hp.rho**t, torch.cat([z, batch.action[run, t]], -1)
+            reward += weight * self.cross_entropy(self.reward(za), batch.reward[run, t])
+            for k, q in enumerate(self.q):
+                logits = q(za, None if mask is None else mask[k, t])
+                value += weight * self.cross_entropy(logits, target[t]) / hp.num_q
+            z = self.dynamics(za)
+            zs.append(z)
+            consistency += weight * ((z - next_z[t]) ** 2).mean()
+        consistency, reward, value = consistency / horizon, reward / horizon, value / horizon
+        total = 20 * consistency + 0.1 * reward + 0.1 * value
+        self.optimizer.zero_grad()
+        total.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.world, hp.grad_clip_norm)
+        self.optimizer.step()
+        metrics = self.update_policy([z.detach() for z in zs], draws)
+        with torch.no_grad():
+            for slow, fast in zip(self.target_q, self.q, strict=True):
+                for p, online in zip(slow.parameters(), fast.parameters(), strict=True):
+                    p += hp.tau * (online - p)
+        losses = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value, "total_loss": total}
+        return {name: float(x) for name, x in (losses | {"grad_norm": grad_norm} | metrics).items()}
+
+    def update_policy(self, zs, draws):
+        hp, a = self.hp, self.action_size
+        eps, pair = next(draws), next(draws)
+        mask = next(draws).unflatten(1, (len(zs), zs[0].shape[0])) if hp.dropout else None
+        qs, gaussian, squashed = [], [], []
+        for t, z in enumerate(zs):
+            action, log_std = self.sample(z, eps[t])
+            za = torch.cat([z, action], -1)
+            heads = [
+                self.decode(self.q[int(head)](za, None if mask is None else mask[i, t])) for i, head in enumerate(pair)
+            ]
+            qs.append((heads[0] + heads[1]) / 2)
+            density = torch.distributions.Normal(torch.zeros_like(log_std), log_std.exp())
+            gaussian.append(density.log_prob(eps[t] * log_std.exp()).sum(-1))
+            squashed.append(gaussian[-1] - torch.log(torch.relu(1 - action**2) + 1e-6).sum(-1))
+        p5, p95 = torch.quantile(qs[0].detach(), torch.tensor([0.05, 0.95])).tolist()
+        self.scale += hp.tau * (max(p95 - p5, 1.0) - self.scale)
+        loss = 0.0
+        for t, (q, log_prob) in enumerate(zip(qs, gaussian, strict=True)):
+            loss += hp.rho**t * -(hp.entropy_coef * -a * log_prob + q / self.scale).mean() / len(zs)
+        self.policy_optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), hp.grad_clip_norm)
+        self.policy_optimizer.step()
+        return {
+            "pi_loss": loss,
+            "pi_grad_norm": grad_norm,
+            "pi_entropy": -torch.stack(squashed).mean(),
+            "pi_scaled_entropy": -a * torch.stack(gaussian).mean(),
+            "pi_scale": self.scale,
+        }
+
+    # Planning
+
+    @torch.no_grad()
+    def value_of(self, z, sequence, eps, pair):
+        """Predicted return of one action sequence (H, A)."""
+        total = 0.0
+        for t, action in enumerate(sequence):
+            za = torch.cat([z, action])
+            total += self.gamma**t * float(self.decode(self.reward(za)))
+            z = self.dynamics(za)
+        action, _ = self.sample(z, eps)
+        za = torch.cat([z, action])
+        q = sum(float(self.decode(self.q[int(head)](za))) for head in pair) / 2
+        return total + self.gamma ** len(sequence) * q
+
+    @torch.no_grad()
+    def plan(self, obs, start_mean, env, draws, iterations, explore):
+        """Action and final mean (H, A) for one observation (O,), candidate by candidate."""
+        hp, a = self.hp, self.action_size
+        z0 = self.encoder(obs)
+        sequences = [[] for _ in range(hp.num_pi_trajs)]
+        latents = [z0] * hp.num_pi_trajs
+        for _ in range(hp.horizon):
+            eps = next(draws)[env]
+            for i in range(hp.num_pi_trajs):
+                action, _ = self.sample(latents[i], eps[i])
+                sequences[i].append(action)
+                latents[i] = self.dynamics(torch.cat([latents[i], action]))
+        policy_sequences = [torch.stack(sequence) for sequence in sequences]
+        mean, std = start_mean.clone(), torch.full((hp.horizon, a), hp.max_std)
+        for _ in range(iterations):
+            eps = next(draws)[:, env]  # (H, S - P, A)
+            sampled = [torch.clamp(mean + std * eps[:, i], -1, 1) for i in range(hp.num_samples - hp.num_pi_trajs)]
+            candidates = policy_sequences + sampled
+            value_eps, pair = next(draws)[env], next(draws)
+            values = [self.value_of(z0, c, value_eps[i], pair) for i, c in enumerate(candidates)]
+            order = sorted(range(len(values)), key=lambda i: -values[i])[: hp.num_elites]
+            weights = [math.exp(hp.temperature * (values[i] - values[order[0]])) for i in order]
+            weights = [w / sum(weights) for w in weights]
+            mean = sum(w * candidates[i] for w, i in zip(weights, order, strict=True)) / (sum(weights) + 1e-9)
+            variance = sum(w * (candidates[i] - mean) ** 2 for w, i in zip(weights, order, strict=True))
+            std = (variance / (sum(weights) + 1e-9)).sqrt().clamp(hp.min_std, hp.max_std)
+        gumbel = next(draws)[env]
+        scores = [math.log(w) + float(g) for w, g in zip(weights, gumbel, strict=True)]
+        action = candidates[order[scores.index(max(scores))]][0]
+        if explore:
+            action = action + next(draws)[env] * std[0]
+        return action.clamp(-1, 1), mean
