@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from agents.nn import (
 )
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
-from baselines import hyperparameters
+from baselines.hyperparameters import SAC as SACHyperparameters
 from bench.errors import UserError
 from bench.seeding import derive_seed
 
@@ -35,7 +36,7 @@ def mlp(runs: int, inputs: int, hidden: Sequence[int], outputs: int) -> nn.Seque
     """R networks of linear layers with ReLU in between, `(R, M, inputs) -> (R, M, outputs)`."""
     sizes = [inputs, *hidden]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [Linear(runs, before, after), nn.ReLU()]
     return nn.Sequential(*layers, Linear(runs, sizes[-1], outputs))
 
@@ -110,12 +111,12 @@ class TwinCritic(nn.Module):
 class SAC:
     """Soft actor-critic on the agent protocol."""
 
-    Hyperparameters: ClassVar = hyperparameters.SAC
+    Hyperparameters: ClassVar = SACHyperparameters
     obs_kinds: ClassVar = ("state",)
     max_fleet: ClassVar = None
 
     def __init__(
-        self, spec: AgentSpec, hyperparameters: hyperparameters.SAC, seeds: Sequence[int], device: torch.device
+        self, spec: AgentSpec, hyperparameters: SACHyperparameters, seeds: Sequence[int], device: torch.device
     ) -> None:
         if spec.obs_kind not in self.obs_kinds:
             raise UserError(
@@ -253,6 +254,8 @@ class SAC:
         load_module_states(self.target, [state["target"] for state in states])
         with torch.no_grad():
             self.log_alpha.copy_(torch.stack([state["log_alpha"] for state in states]))
+        for optimizer in (self.critic_optimizer, self.policy_optimizer):
+            optimizer.state.clear()  # a state from before the first update has nothing to put in its place
         load_optimizer_states(self.critic_optimizer, [state["critic_optimizer"] for state in states])
         load_optimizer_states(self.policy_optimizer, [state["policy_optimizer"] for state in states])
         self.explore_noise.load([state["explore_noise"] for state in states])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +36,7 @@ class ReplayLog:
         self.folder = folder
         self.segment_bytes = segment_bytes
         self._segments = [scan(path) for path in sorted(folder.glob("*.episodes"))]
-        for before, segment in zip(self._segments, self._segments[1:], strict=False):
+        for before, segment in pairwise(self._segments):
             if before.is_torn:
                 raise before.damaged()
             if before.last != segment.first:
