@@ -22,7 +22,7 @@ help:
 setup: $(STAMP)
 
 $(STAMP):
-	@if ! .venv/bin/python $(IS_311) 2>/dev/null; then \
+	@if ! { .venv/bin/python $(IS_311) && .venv/bin/python -c 'import pip'; } 2>/dev/null; then \
 		for candidate in $(PYTHON); do \
 			if "$$candidate" $(IS_311) 2>/dev/null; then found="$$candidate"; break; fi; \
 		done; \
