@@ -21,8 +21,9 @@ from bench.children import Outcome
 
 LOW_DISK_GB = 20.0
 
-PIP = f"{shlex.quote(sys.executable)} -m pip install"
-"""The pip of this very environment, which need not be activated."""
+PYTHON = shlex.quote(sys.executable)
+"""The interpreter of this very environment, which need not be activated."""
+PIP = f"{PYTHON} -m pip install"
 
 INSTALL_ALL = f"{PIP} --no-deps -r requirements.lock  (in the checkout; or anew: rm -rf .venv && make setup)"
 """Plain `pip install` of all extras ends in a conflict: two simulators declare old gymnasium and numpy versions."""
@@ -235,8 +236,10 @@ def check_maniskill_assets(folder: Path) -> Check:
     if not lacking:
         return Check(name, "ok", f"pick-ycb and turn-faucet: complete in {folder}")
     found = "; ".join(f"{task}: {what}" for task, what in lacking.items())
-    download = " && ".join(f"python -m mani_skill2.utils.download_asset -y {ASSET_UIDS[task]}" for task in lacking)
-    return Check(name, "warn", found, f"export MS2_ASSET_DIR={folder.absolute()} && {download}  (internet)")
+    download = " && ".join(f"{PYTHON} -m mani_skill2.utils.download_asset -y {ASSET_UIDS[task]}" for task in lacking)
+    return Check(
+        name, "warn", found, f"export MS2_ASSET_DIR={shlex.quote(str(folder.absolute()))} && {download}  (internet)"
+    )
 
 
 def _lacking_ycb(folder: Path) -> str | None:
