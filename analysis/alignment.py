@@ -266,9 +266,7 @@ def sample_efficiency_scores(comparison: Comparison, max_points: int = 41) -> tu
     """
     if not comparison.common_tasks:
         return np.zeros(0, dtype=np.int64), {}
-    used = {
-        agent: [comparison.used(agent, task) for task in comparison.common_tasks] for agent in comparison.agents
-    }
+    used = {agent: [comparison.used(agent, task) for task in comparison.common_tasks] for agent in comparison.agents}
     runs = [run for rows in used.values() for row in rows for run in row]
     first = max(int(run.env_steps[0]) for run in runs)
     last = min(comparison.final_env_steps[task] for task in comparison.common_tasks)

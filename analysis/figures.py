@@ -17,11 +17,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.alignment import Comparison, learning_curve
 from analysis.statistics import METRICS, mean_interval
-from analysis.style import Style, figure, million, save, styles
+from analysis.style import MARKERS, Style, figure, million, save, styles
 from bench import atomic
 
 COLUMNS, ROWS = 3, 4
 """Panels on a page of learning curves."""
+MARKS = 6
+"""Markers along a curve, about."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def draw_learning_curves(
     comparison: Comparison, table: pd.DataFrame, folder: Path, progress: Callable[[str], None] | None = None
 ) -> list[Drawn]:
     """Pages of learning curves, up to twelve tasks each, in order of domain and task."""
-    _write_csv(table, folder, "learning_curves")
+    write_csv(table, folder, "learning_curves")
     tasks = sorted(comparison.tasks, key=lambda task: (comparison.domains[task], task))
     by_task = dict(tuple(table.groupby("task")))
     pages = [tasks[i : i + COLUMNS * ROWS] for i in range(0, len(tasks), COLUMNS * ROWS)]
@@ -130,7 +132,7 @@ def _curve_words(task: str, table: pd.DataFrame) -> str:
 def draw_sample_efficiency(comparison: Comparison, table: pd.DataFrame, folder: Path) -> Drawn:
     """IQM over env steps with its interval."""
     name = "sample_efficiency"
-    _write_csv(table, folder, name)
+    write_csv(table, folder, name)
     look = styles(comparison.agents)
     ends = []
     with figure(6.4, 4.0) as drawn:
@@ -157,7 +159,7 @@ def draw_sample_efficiency(comparison: Comparison, table: pd.DataFrame, folder: 
 def draw_intervals(comparison: Comparison, table: pd.DataFrame, folder: Path) -> Drawn:
     """Median, IQM, mean and optimality gap of every agent with intervals."""
     name = "aggregates"
-    _write_csv(table, folder, name)
+    write_csv(table, folder, name)
     look = styles(comparison.agents)
     agents = list(comparison.agents)
     with figure(7.0, 2 * (0.75 + 0.3 * len(agents))) as drawn:
@@ -171,6 +173,7 @@ def draw_intervals(comparison: Comparison, table: pd.DataFrame, folder: Path) ->
             axis.set_yticks(range(len(agents)), [_shortened(agent, 28) for agent in agents])
             axis.set_ylim(len(agents) - 0.45, -0.55)
             axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.use_sticky_edges = False
             axis.margins(x=0.08)
             axis.grid(axis="y", visible=False)
             axis.tick_params(axis="y", length=0)
@@ -184,7 +187,7 @@ def draw_intervals(comparison: Comparison, table: pd.DataFrame, folder: Path) ->
 def draw_profile(comparison: Comparison, table: pd.DataFrame, folder: Path) -> Drawn:
     """Share of runs above every score."""
     name = "performance_profile"
-    _write_csv(table, folder, name)
+    write_csv(table, folder, name)
     look = styles(comparison.agents)
     said = []
     with figure(6.4, 4.0) as drawn:
@@ -206,7 +209,7 @@ def draw_profile(comparison: Comparison, table: pd.DataFrame, folder: Path) -> D
 def draw_improvement(comparison: Comparison, table: pd.DataFrame, folder: Path) -> Drawn:
     """Probability that X beats Y for every pair of agents."""
     name = "probability_of_improvement"
-    _write_csv(table, folder, name)
+    write_csv(table, folder, name)
     look = styles(comparison.agents)
     names = [f"{_shortened(row.x, 24)} > {_shortened(row.y, 24)}" for row in table.itertuples()]
     with figure(6.4, 1.0 + 0.36 * len(table)) as drawn:
@@ -232,8 +235,20 @@ def draw_improvement(comparison: Comparison, table: pd.DataFrame, folder: Path) 
 def _line(axis: Axes, style: Style, x: Any, y: Any, low: Any, high: Any) -> None:
     if np.isfinite(np.asarray(low, dtype=float)).any():
         axis.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
-    marker = style.marker if len(x) == 1 else ""
-    axis.plot(x, y, color=style.colour, linestyle=style.line, linewidth=1.9, marker=marker)
+    every = max(1, round(len(x) / MARKS))
+    start = list(MARKERS).index(style.marker) * every // len(MARKERS)  # so that markers of agents do not coincide
+    axis.plot(
+        x,
+        y,
+        color=style.colour,
+        linestyle=style.line,
+        linewidth=1.8,
+        marker=style.marker,
+        markevery=(start, every),
+        markersize=5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+    )
 
 
 def _interval_row(axis: Axes, place: int, style: Style, value: float, low: float, high: float) -> None:
@@ -249,7 +264,10 @@ def _score_axis(axis: Axes, low: float, high: float) -> None:
 
 
 def _legend(drawn: Figure, agents: Sequence[str], look: Mapping[str, Style]) -> None:
-    handles = [Line2D([], [], color=look[agent].colour, linestyle=look[agent].line, linewidth=2.2) for agent in agents]
+    handles = [
+        Line2D([], [], color=look[agent].colour, linestyle=look[agent].line, linewidth=2, marker=look[agent].marker)
+        for agent in agents
+    ]
     width_in = drawn.get_size_inches()[0]
     names = [_shortened(agent, 40) for agent in agents]
     columns = max(1, min(len(agents), int(width_in / (0.55 + 0.085 * max(map(len, names))))))
@@ -279,5 +297,6 @@ def _numbers(rows: pd.DataFrame, digits: int = 1) -> str:
     )
 
 
-def _write_csv(table: pd.DataFrame, folder: Path, name: str) -> None:
+def write_csv(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """The numbers of a figure, as `name`.csv beside it."""
     atomic.write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))

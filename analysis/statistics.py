@@ -129,9 +129,7 @@ def performance_profiles(
     return _joined(parts, ["agent", "score", "share", "low", "high"])
 
 
-def sample_efficiency(
-    env_steps: Ints, scores: Mapping[str, Floats], reps: int = REPS, seed: int = 0
-) -> pd.DataFrame:
+def sample_efficiency(env_steps: Ints, scores: Mapping[str, Floats], reps: int = REPS, seed: int = 0) -> pd.DataFrame:
     """IQM over env steps.
 
     Args:

@@ -16,7 +16,8 @@ from bench import atomic
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which the colour-blind can tell apart, without its yellow (too pale on white)."""
-LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (6, 1.5, 1.2, 1.5)), (0, (1.4, 1.4)))
+LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.4, 1.4)))
+"""The line changes where the colours begin anew."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DPI = 160
 
@@ -52,9 +53,9 @@ class Style:
 
 
 def styles(agents: Sequence[str]) -> dict[str, Style]:
-    """A style for each agent, by its place; no two of the first 56 are alike."""
+    """A style for each agent, by its place; no two of the first 56 share colour and marker."""
     return {
-        agent: Style(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)])
+        agent: Style(COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)])
         for i, agent in enumerate(agents)
     }
 
