@@ -113,11 +113,20 @@ def label(agent: str, variant: str, obs: str = "") -> str:
     return f"{agent} ({', '.join(said)})" if said else agent
 
 
+def labels(table: pd.DataFrame, with_obs: bool) -> list[str]:
+    """The label of each row of `evals` or `runs`; says the kind of observation where a comparison mixes them."""
+    rows = zip(table["agent"], table["variant"], table["obs"], strict=True)
+    return [label(agent, variant, obs if with_obs else "") for agent, variant, obs in rows]
+
+
+def mixes_obs(evals: pd.DataFrame) -> bool:
+    """Whether a table holds several kinds of observation, so that labels must tell them apart."""
+    return bool(evals["obs"].nunique() > 1)
+
+
 def _labelled(evals: pd.DataFrame, notes: list[Note]) -> pd.DataFrame:
     """`evals` with the column `label`, without scores that are not numbers."""
-    mixed = evals["obs"].nunique() > 1
-    rows = zip(evals["agent"], evals["variant"], evals["obs"], strict=True)
-    table = evals.assign(label=[label(agent, variant, obs if mixed else "") for agent, variant, obs in rows])
+    table = evals.assign(label=labels(evals, mixes_obs(evals)))
     versions = table.groupby("domain")["domain_version"].unique()
     for domain, found in versions.items():
         if len(found) > 1:

@@ -49,9 +49,7 @@ def collect(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="run directories, or tables that `collect` wrote")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="the page to write [default: DIR/report.html]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="page to write [default: DIR/report.html]")] = None,
     reps: Annotated[int, typer.Option(min=100, help="bootstrap resamples for every interval")] = 2000,
 ) -> None:
     """Write one HTML page that compares the agents, and its figures as PNG, PDF and CSV beside it."""

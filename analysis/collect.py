@@ -41,9 +41,7 @@ def collect(folder: Path, progress: Callable[[str], None] | None = None) -> Tabl
     """
     found = list(find_runs(folder))
     if not found:
-        raise UserError(
-            f"no run directory below {folder}: give a folder that holds runs, for example results/quickstart"
-        )
+        raise UserError(f"no run directory below {folder}: give one that holds runs, for example results/quickstart")
     collector = _Collector()
     for number, run in enumerate(found, 1):
         collector.add(run)

@@ -93,8 +93,8 @@ def _curve_page(comparison: Comparison, tables: Mapping[str, pd.DataFrame], fold
         drawn.supylabel("score (0–100)", fontsize=10)
         _legend(drawn, comparison.agents, look)
         png = save(drawn, folder, name)
-    first, last = list(tables)[0], list(tables)[-1]
-    title = f"Learning curves: {first} to {last}" if first != last else f"Learning curve: {first}"
+    tasks = list(tables)
+    title = "Learning curves" if name == "learning_curves" else f"Learning curves: {tasks[0]} to {tasks[-1]}"
     caption = (
         "Thick: mean over seeds; band: its 95 % bootstrap interval; thin: each seed. A cross ends a seed that stopped "
         "before the others of its agent; the mean keeps its last score."

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from analysis import figures, statistics
-from analysis.alignment import Comparison, Note, align, label, sample_efficiency_scores
+from analysis.alignment import Comparison, Note, align, label, labels, mixes_obs, sample_efficiency_scores
 from analysis.figures import Drawn
 from analysis.tables import Configuration, Tables
 from bench import atomic
@@ -154,7 +154,7 @@ def _summary(tables: Tables, comparison: Comparison) -> dict[str, Any]:
     return {
         "runs": len(runs),
         "states": [(state, int(states[state])) for state in STATES if state in states],
-        "missing": len(_missing(runs)),
+        "missing": len(_missing(tables)),
         "agents": comparison.agents,
         "tasks": len(comparison.tasks) or runs["task"].nunique(),
         "seeds": ", ".join(str(seed) for seed in sorted(set(runs["seed"]) | set(tables.evals["seed"]))),
@@ -164,11 +164,10 @@ def _summary(tables: Tables, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _missing(runs: pd.DataFrame) -> tuple[str, ...]:
+def _missing(tables: Tables) -> tuple[str, ...]:
     """Runs that would complete agents × tasks × seeds of what is there."""
-    names = [
-        label(*row) for row in zip(runs["agent"], runs["variant"], runs["obs"].where(_mixed(runs), ""), strict=True)
-    ]
+    runs = tables.runs
+    names = labels(runs, mixes_obs(tables.evals))
     there = set(zip(names, runs["task"], runs["seed"], strict=True))
     return tuple(
         f"{agent} · {task} · seed {seed}"
@@ -179,13 +178,9 @@ def _missing(runs: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def _mixed(table: pd.DataFrame) -> bool:
-    return bool(table["obs"].nunique() > 1)
-
-
 def _matrix_notes(tables: Tables) -> list[Note]:
     notes = []
-    missing = _missing(tables.runs)
+    missing = _missing(tables)
     if missing:
         notes.append(Note("runs missing from the matrix of agents × tasks × seeds found here", missing))
     silent = tables.runs[~tables.runs["run_id"].isin(tables.evals["run_id"])]
@@ -234,7 +229,7 @@ def _unfinished(tables: Tables) -> list[dict[str, Any]]:
 
 def _configurations(tables: Tables) -> list[dict[str, Any]]:
     """Every agent's settings; several for one name are a warning, with the keys that differ."""
-    mixed = len({configuration.obs for configuration in tables.configurations}) > 1
+    mixed = mixes_obs(tables.evals)
     by_name: dict[str, list[Configuration]] = {}
     for configuration in tables.configurations:
         name = label(configuration.agent, configuration.variant, configuration.obs if mixed else "")

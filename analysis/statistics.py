@@ -1,9 +1,9 @@
 """Aggregate statistics with their uncertainty, through rliable (Agarwal et al. 2021), repeatable.
 
-rliable resamples with numpy's global generator and ignores its own `random_state`; `seeded` seeds that generator for one
-call and puts it back. Every agent is resampled from the same seed, so its interval does not depend on who is compared
-with it. Intervals are 95 % percentile intervals of a bootstrap stratified by task; with one run for each task there is
-none (rliable would give one of zero width), and the columns `low` and `high` are NaN.
+rliable resamples with numpy's global generator and ignores its own `random_state`; `seeded` seeds that generator for
+one call and puts it back. Every agent is resampled from the same seed, so its interval does not depend on who is
+compared with it. Intervals are 95 % percentile intervals of a bootstrap stratified by task; with one run for each task
+there is none (rliable would give one of zero width), and the columns `low` and `high` are NaN.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def profile(scores: Floats, taus: Floats) -> Floats:
 def probability_of_improvement(x: Floats, y: Floats) -> float:
     """Probability that a run of X beats a run of Y on the same task, mean over tasks; ties count half.
 
-    Equals `rliable.metrics.probability_of_improvement`, whose Mann-Whitney test runs once a task, about 500 times faster.
+    Equals `rliable.metrics.probability_of_improvement`, which calls a Mann-Whitney test for each task in a loop.
 
     Args:
         x: (runs of X, tasks)

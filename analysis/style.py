@@ -21,7 +21,7 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.4, 1.4)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DPI = 160
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10,
