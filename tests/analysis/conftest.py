@@ -18,7 +18,7 @@ from bench.schema import EVALS
 EPISODES = 2
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., RunDir]:
     """Writes a run of walker-walk (or another task) with a given mean return at each evaluation."""
 

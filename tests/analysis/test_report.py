@@ -9,7 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from typer.testing import CliRunner
 
-from analysis import figures
+from analysis import figures, style
 from analysis.alignment import align
 from analysis.cli import app
 from analysis.collect import collect
@@ -22,10 +22,10 @@ REPS = 100
 EVIL = "<script>alert('x')</script>"
 
 
-@pytest.fixture
-def results(make_run, tmp_path):
+@pytest.fixture(scope="module")
+def results(make_run, tmp_path_factory):
     """Two agents, two tasks, two seeds; one run failed, one has not begun, one task is missing for one seed."""
-    folder = tmp_path / "results"
+    folder = tmp_path_factory.mktemp("results")
     for seed in (1, 2):
         for agent, gain in (("sac", 300.0), ("tdmpc2", 800.0)):
             for task in ("walker-walk", "cup-catch"):
@@ -34,6 +34,18 @@ def results(make_run, tmp_path):
     failed.mark_failed(ValueError(f"loss is NaN {EVIL}"))
     make_run(folder, {}, done=False, agent="tdmpc2", seed=3)
     return folder
+
+
+@pytest.fixture(scope="module")
+def page(results, tmp_path_factory):
+    """The report about `results`."""
+    return write_report(collect(results), tmp_path_factory.mktemp("page") / "report.html", "results/quick", REPS)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests about the page's text: figures are laid out but not rendered."""
+    monkeypatch.setattr(style, "render", lambda drawn, kind: b"")
 
 
 def soup_of(path):
@@ -47,8 +59,7 @@ def cells(soup, table_id):
     ]
 
 
-def test_report_shows_everything(results, tmp_path):
-    page = write_report(collect(results), tmp_path / "out.html", "results/quick", REPS)
+def test_report_shows_everything(page):
     soup = soup_of(page)
     text = soup.get_text(" ")
     assert soup.h1.get_text() == "results/quick"
@@ -75,8 +86,8 @@ def test_report_shows_everything(results, tmp_path):
     assert "walker-walk · seed 3: 100 of 200" in text
 
 
-def test_page_is_self_contained_with_text_for_every_figure(results, tmp_path):
-    soup = soup_of(write_report(collect(results), tmp_path / "out.html", "r", REPS))
+def test_page_is_self_contained_with_text_for_every_figure(page):
+    soup = soup_of(page)
     assert not soup.select("link, script[src], iframe")
     names = {"aggregates", "sample_efficiency", "performance_profile", "probability_of_improvement", "learning_curves"}
     images = soup.select("img")
@@ -86,33 +97,21 @@ def test_page_is_self_contained_with_text_for_every_figure(results, tmp_path):
         head, _, data = image["src"].partition(",")
         assert head == "data:image/png;base64"
         assert base64.b64decode(data).startswith(b"\x89PNG")
-    folder = tmp_path / "out_files"
+    folder = page.with_name("report_files")
     written = {path.name for path in folder.iterdir()}
     assert written == {f"{name}.{kind}" for name in names for kind in ("png", "pdf", "csv")} | {"final_scores.csv"}
     assert pd.read_csv(folder / "aggregates.csv").columns.tolist()[:3] == ["agent", "metric", "value"]
 
 
-def test_same_tables_give_the_same_bytes(results, tmp_path):
-    tables = collect(results)
-    contents = []
-    for place in ("a", "b"):
-        (tmp_path / place).mkdir()
-        page = write_report(tables, tmp_path / place / "report.html", "r", REPS)
-        files = [page, *sorted((tmp_path / place / "report_files").iterdir())]
-        contents.append({path.name: path.read_bytes() for path in files})
+def test_report_from_collected_tables_is_the_same_bytes(results, page, tmp_path):
+    write_tables(collect(results), tmp_path / "tables")
+    again = write_report(load_tables(tmp_path / "tables"), tmp_path / "report.html", "results/quick", REPS)
+    contents = [
+        {path.name: path.read_bytes() for path in [one, *one.with_name("report_files").iterdir()]}
+        for one in (page, again)
+    ]
     assert contents[0].keys() == contents[1].keys()
     assert [name for name in contents[0] if contents[0][name] != contents[1][name]] == []
-
-
-def test_collected_tables_give_the_same_report(results, tmp_path):
-    tables = collect(results)
-    write_tables(tables, tmp_path / "tables")
-    pages = []
-    for number, source in enumerate((tables, load_tables(tmp_path / "tables"))):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        pages.append(write_report(source, folder / "report.html", "r", REPS).read_bytes())
-    assert pages[0] == pages[1]
 
 
 def test_nothing_from_outside_is_markup(make_run, tmp_path):
@@ -136,7 +135,7 @@ def test_nothing_from_outside_is_markup(make_run, tmp_path):
     assert evil_name in soup.get_text()
 
 
-def test_one_seed_says_so(make_run, tmp_path):
+def test_one_seed_says_so(undrawn, make_run, tmp_path):
     make_run(tmp_path / "r", {0: 10.0, 100: 500.0})
     soup = soup_of(write_report(collect(tmp_path / "r"), tmp_path / "o.html", "r", REPS))
     [row] = cells(soup, "aggregates")
@@ -154,7 +153,7 @@ def test_no_evaluation_yet(make_run, tmp_path):
     assert len(cells(soup, "unfinished-runs")) == 1
 
 
-def test_agents_without_a_common_task(make_run, tmp_path):
+def test_agents_without_a_common_task(undrawn, make_run, tmp_path):
     make_run(tmp_path / "r", {100: 500.0}, agent="sac", task="cup-catch")
     make_run(tmp_path / "r", {100: 500.0}, agent="tdmpc2", task="walker-walk")
     soup = soup_of(write_report(collect(tmp_path / "r"), tmp_path / "o.html", "r", REPS))
@@ -162,7 +161,7 @@ def test_agents_without_a_common_task(make_run, tmp_path):
     assert [heading.get_text() for heading in soup.select("figure h3")] == ["Learning curves"]
 
 
-def test_two_configurations_under_one_name_are_shown(make_run, tmp_path):
+def test_two_configurations_under_one_name_are_shown(undrawn, make_run, tmp_path):
     make_run(tmp_path / "r", {100: 500.0})
     make_run(tmp_path / "r", {100: 500.0}, hyperparameters={"batch_size": 512})
     soup = soup_of(write_report(collect(tmp_path / "r"), tmp_path / "o.html", "r", REPS))
@@ -184,7 +183,7 @@ def test_unreadable_folder_is_refused(tmp_path):
         write_report(load_tables(tmp_path), tmp_path / "o.html", "r", REPS)
 
 
-def test_command_prints_the_path_at_the_end(results, tmp_path):
+def test_command_prints_the_path_at_the_end(undrawn, results, tmp_path):
     out = tmp_path / "pages" / "report.html"
     result = CliRunner().invoke(app, ["report", str(results), "-o", str(out), "--reps", "100"])
     assert result.exit_code == 0, result.output
@@ -192,7 +191,7 @@ def test_command_prints_the_path_at_the_end(results, tmp_path):
     assert out.exists()
 
 
-def test_many_tasks_are_paged(make_evals, tmp_path):
+def test_many_tasks_are_paged(undrawn, make_evals, tmp_path):
     comparison = align(make_evals({("a", f"task-{i:02d}", 1): {0: 1, 100: 50} for i in range(14)}))
     table = figures.learning_curve_table(comparison, REPS)
     drawn = figures.draw_learning_curves(comparison, table, tmp_path)
