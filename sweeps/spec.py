@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -42,7 +42,8 @@ def _per_task(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {EVERY_TASK: value}
 
 
-Whole = Annotated[int, BeforeValidator(_number)]
+M = TypeVar("M", bound=BaseModel)
+
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
@@ -179,7 +180,7 @@ def _agent_entries(doc: Document) -> list[tuple[KeyPath, Any]]:
     ]
 
 
-def _check[M: BaseModel](doc: Document, where: KeyPath, model: type[M], values: Any) -> M:
+def _check(doc: Document, where: KeyPath, model: type[M], values: Any) -> M:
     """Validate one part; the first mistake becomes one line with its place."""
     try:
         return model.model_validate(values)
