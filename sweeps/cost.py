@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.rundir import RunDir
-from sweeps.plan import Fleet
+from sweeps.plan import Fleet, Plan, counts, replay_bytes, run_json
 
 
 @dataclass(frozen=True)
@@ -164,3 +164,34 @@ def makespan_s(costs: Sequence[FleetCost], slots: int) -> float:
         if item.wall_s is not None:
             heapq.heapreplace(free, free[0] + item.wall_s)
     return max(free)
+
+
+def plan_json(made: Plan, costs: Sequence[FleetCost], device: str) -> dict[str, Any]:
+    """A plan and its cost as plain values, for `--json`."""
+    slots = min(made.sweep.resources.slots, max(1, len(costs)))
+    todo = [run for item in costs for run in item.fleet.runs]
+    replay = [replay_bytes(made.sweep, run.spec) for run in todo]
+    return {
+        "name": made.sweep.name,
+        "folder": str(made.folder),
+        "device": device,
+        "slots": slots,
+        "counts": counts(made.runs),
+        "env_steps": sum(run.left_agent_steps * run.spec.action_repeat for run in todo),
+        "agent_steps": sum(run.left_agent_steps for run in todo),
+        "wall_s": makespan_s(costs, slots) if all(item.rate for item in costs) else None,
+        "replay_bytes": None if None in replay else sum(need or 0 for need in replay),
+        "fleets": [
+            {
+                "title": item.fleet.title(),
+                "runs": item.fleet.run_ids,
+                "agent_steps": item.fleet.left_agent_steps,
+                "env_steps": item.fleet.left_agent_steps * item.fleet.spec.action_repeat,
+                "agent_steps_per_s": item.rate.agent_steps_per_s if item.rate else None,
+                "source": item.rate.source if item.rate else None,
+                "wall_s": item.wall_s,
+            }
+            for item in costs
+        ],
+        "runs": [run_json(run) for run in made.runs],
+    }

@@ -46,6 +46,8 @@ class Sweep:
     runs: tuple[RunSpec, ...]
     tasks: dict[str, Task]
     resources: Resources
+    assignments: tuple[str, ...] = ()
+    """`key=value` from the command line, put over the file."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
         runs = _without(doc, index, exclusion, runs)
     if not runs:
         raise doc.error(("exclude",), "the matrix is empty: every run is excluded")
-    return Sweep(path, sweep.name, tuple(runs), {task.name: task for task in tasks}, sweep.resources)
+    return Sweep(
+        path, sweep.name, tuple(runs), {task.name: task for task in tasks}, sweep.resources, tuple(assignments)
+    )
 
 
 def _tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> list[Task]:

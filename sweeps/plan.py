@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ class Plan:
     fleets: tuple[Fleet, ...]
 
 
-def sweep_folder(sweep: Sweep, results: Path) -> Path:
-    """Where the runs of a sweep lie."""
-    return results / sweep.name
+def sweep_folder(name: str, results: Path) -> Path:
+    """Where the runs of the sweep with this name lie."""
+    return results / name
 
 
 def make(sweep: Sweep, results: Path) -> Plan:
@@ -82,7 +83,7 @@ def make(sweep: Sweep, results: Path) -> Plan:
         sweep: the checked sweep.
         results: the results folder; runs lie in `results/<sweep name>/`.
     """
-    folder = sweep_folder(sweep, results)
+    folder = sweep_folder(sweep.name, results)
     runs = state.read_all(folder, sweep.runs)
     return Plan(sweep, folder, tuple(runs), tuple(group(sweep, [run for run in runs if run.state in STARTABLE])))
 
@@ -98,7 +99,7 @@ def group(sweep: Sweep, runs: Iterable[RunState]) -> list[Fleet]:
         most = min(sweep.resources.fleet, allowed or sweep.resources.fleet)
         count = -(-len(members) // most)
         ends = [len(members) * part // count for part in range(count + 1)]
-        fleets += [Fleet(tuple(members[a:b])) for a, b in zip(ends, ends[1:], strict=False)]
+        fleets += [Fleet(tuple(members[a:b])) for a, b in itertools.pairwise(ends)]
     return fleets
 
 

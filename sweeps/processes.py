@@ -64,11 +64,8 @@ class Process:
         return True
 
 
-def stop(processes: Sequence[Process], grace_s: float) -> list[Process]:
-    """SIGTERM, then SIGKILL for those that live on after `grace_s` seconds. Returns those that had to be killed."""
-    for process in processes:
-        process.signal(signal.SIGTERM)
-    wait_gone(processes, grace_s)
+def kill(processes: Sequence[Process]) -> list[Process]:
+    """SIGKILL. Returns those that were there to be killed, once they are gone."""
     killed = [process for process in processes if process.signal(signal.SIGKILL)]
     wait_gone(killed, 5.0)
     return killed

@@ -90,6 +90,12 @@ class Resources(_Part):
     threads: Count | None = None
     """CPU threads of the learner of one fleet; the machine's cores divided by the slots where it is not given."""
     checkpoint_every_s: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 300.0
+    video: bool = False
+    """An mp4 of one episode of each evaluation."""
+    keep_replay: bool = False
+    """Keep the replay of finished runs, so that they can be extended to a larger budget."""
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Trackers to tell, beside the local files."""
 
 
 class SweepFile(_Part):
