@@ -83,9 +83,8 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
         runs = _without(doc, index, exclusion, runs)
     if not runs:
         raise doc.error(("exclude",), "the matrix is empty: every run is excluded")
-    return Sweep(
-        path, sweep.name, tuple(runs), {task.name: task for task in tasks}, sweep.resources, tuple(assignments)
-    )
+    by_name = {task.name: task for task in tasks}
+    return Sweep(path, sweep.name, tuple(runs), by_name, sweep.resources, tuple(assignments))
 
 
 def _tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> list[Task]:
@@ -200,9 +199,9 @@ def _variants(doc: Document, sweep: SweepFile) -> list[Variant]:
             if choice.agent in targets
         ]
         for combination in itertools.product(*axes):
-            values = _resolve(doc, choice.agent, where, [*fixed, *combination])
-            label = _label(choice, values, combination)
-            variants.append(Variant(choice.agent, label, obs, values))
+            resolved = _resolve(doc, choice.agent, where, [*fixed, *combination])
+            label = _label(choice, resolved, combination)
+            variants.append(Variant(choice.agent, label, obs, resolved))
     _check_distinct(doc, variants)
     return variants
 

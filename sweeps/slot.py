@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -144,7 +145,7 @@ class Slot:
                 _try(run.end_beat)
                 continue
             error = WorkerDied(_how(ended, self.record.log(fleet, "err")))
-            _try(lambda run=run, error=error: run.mark_failed(error, exit_code=ended.exit_code, stderr=ended.stderr))
+            _try(partial(run.mark_failed, error, exit_code=ended.exit_code, stderr=ended.stderr))
 
     def _env(self) -> dict[str, str]:
         """The worker's environment: its share of threads, and the GPUs that this slot may use."""
