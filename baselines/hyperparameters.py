@@ -1,0 +1,50 @@
+"""Hyperparameters of the baselines. Light on purpose: a sweep is checked without loading torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class SAC(BaseModel):
+    """Soft actor-critic (Haarnoja et al. 2018) as in pytorch_sac, which has one set for all tasks.
+
+    Two things follow the TD-MPC2 paper's account of its SAC instead: the batch (512; pytorch_sac has 1024) and the task
+    table's action repeat (pytorch_sac has none), which belongs to the environment and is no hyperparameter here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=512, ge=1)
+    """Transitions in a batch, for each run."""
+    replay_capacity: int = Field(default=1_000_000, ge=1)
+    """Transitions kept, for each run."""
+    seed_agent_steps: int = Field(default=5000, ge=0)
+    """Uniformly random agent steps before the first update; from then on one update for each agent step."""
+    discount: float = Field(default=0.99, ge=0, le=1)
+    """Discount for each agent step."""
+    hidden_dim: int = Field(default=1024, ge=1)
+    """Width of each hidden layer of the actor and the critics."""
+    hidden_layers: int = Field(default=2, ge=1)
+    """Hidden layers of the actor and the critics."""
+    actor_lr: float = Field(default=1e-4, gt=0)
+    """Adam's learning rate for the actor."""
+    critic_lr: float = Field(default=1e-4, gt=0)
+    """Adam's learning rate for the critics."""
+    alpha_lr: float = Field(default=1e-4, gt=0)
+    """Adam's learning rate for the logarithm of the temperature."""
+    init_temperature: float = Field(default=0.1, gt=0)
+    """Weight alpha of the entropy at the start. It is learned, towards an entropy of -action_size."""
+    log_std_min: float = -5.0
+    """Lower bound of the policy's log standard deviation, before the tanh of the action."""
+    log_std_max: float = 2.0
+    """Upper bound of the same."""
+    tau: float = Field(default=0.005, gt=0, le=1)
+    """Step of the target critics towards the critics."""
+    target_every: int = Field(default=2, ge=1)
+    """Updates from one step of the target critics to the next; the first update makes one."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> SAC:
+        if self.log_std_min >= self.log_std_max:
+            raise ValueError(f"log_std_min {self.log_std_min} must be below log_std_max {self.log_std_max}")
+        return self

@@ -1,0 +1,290 @@
+"""Replay of a fleet, on the learner's device.
+
+An episode of T agent steps takes T + 1 entries: entry 0 is the observation of the reset, entry i what action i led to,
+with that action, its reward and whether the environment ended. The indices live on the host (`bench.replay_index`), the
+data in two tensors on the device: a lockstep of all environments is one write to each, a batch of all runs one gather
+from each.
+
+    replay = Replay(agent.replay, seeds, num_envs, spec.obs_shape, np.float32, spec.action_size, device)
+    replay.begin(obs)                                                  # (R, N, ...), after the first reset
+    while ...:
+        replay.add(obs, action, reward, terminated, truncated)         # the observation before an automatic reset
+        for run, episode in replay.pop_finished():
+            logs[run].append([episode])
+        replay.begin(reset_obs, where=terminated | truncated)
+        if replay.can_sample():
+            agent.update(replay.sample())
+
+To resume: `load` each run from its state and its log, then feed the episodes in progress by `begin` and `add` again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from agents.protocol import Batch, ReplaySpec
+from bench.errors import UserError
+from bench.replay_index import Ints, Queue, RunIndex
+from bench.replay_segment import Episode
+
+Bools = NDArray[np.bool_]
+
+
+class Replay:
+    """What R runs with N environments each have seen lately, and batches of it.
+
+    Args:
+        spec: how batches are drawn, and how many transitions a run keeps. Episodes in progress count; when there is no
+            room the run's oldest finished episode goes, whole.
+        seeds: the seed of each of the R runs. A run draws the same alone and in any fleet.
+        num_envs: N.
+        obs_shape: shape of one observation.
+        obs_dtype: float32 or uint8.
+        action_size: A.
+        device: where the data lives and batches appear.
+    """
+
+    def __init__(
+        self,
+        spec: ReplaySpec,
+        seeds: Sequence[int],
+        num_envs: int,
+        obs_shape: tuple[int, ...],
+        obs_dtype: DTypeLike,
+        action_size: int,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self.runs = len(seeds)
+        self.num_envs = num_envs
+        self.obs_shape = obs_shape
+        self.action_size = action_size
+        self.device = device
+        self._indices = [RunIndex(spec, num_envs, seed) for seed in seeds]
+        # The tensors grow when the first entries are needed, so that a short run never takes the whole capacity.
+        self._entries = 0
+        self._free = Queue()
+        self._obs = torch.empty(0, *obs_shape, dtype=torch.from_numpy(np.empty(0, obs_dtype)).dtype, device=device)
+        self._steps = torch.empty(0, action_size + 2, device=device)  # action, reward, terminated
+        # The episodes in progress once more on the host, for the log: no copy from the device.
+        self._open_obs = np.empty((self.runs, num_envs, 64, *obs_shape), obs_dtype)
+        self._open_steps = np.zeros((self.runs, num_envs, 64, action_size + 2), np.float32)
+        self._finished: list[tuple[int, Episode]] = []
+
+    @property
+    def bytes_per_entry(self) -> int:
+        """Device memory that one entry takes. A run of `capacity` transitions takes `capacity` entries and one more for
+        each episode; the host keeps 8 bytes an entry beside it."""
+        return self._obs.element_size() * int(np.prod(self.obs_shape)) + 4 * (self.action_size + 2)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Device memory taken now."""
+        return self._entries * self.bytes_per_entry
+
+    def transitions(self, run: int) -> int:
+        """Transitions that a run holds now."""
+        return self._indices[run].transitions
+
+    def begin(self, obs: Any, where: Bools | None = None) -> None:
+        """Episodes begin.
+
+        Args:
+            obs: (R, N, *obs_shape) on the host, what the resets returned.
+            where: (R, N), the environments that were reset; None: all.
+
+        Raises:
+            ValueError: an environment of `where` has an episode in progress.
+        """
+        runs, envs = self._places(where)
+        if len(runs) == 0:
+            return
+        if any(
+            index.open_transitions[envs[runs == run]].max(initial=-1) >= 0 for run, index in enumerate(self._indices)
+        ):
+            raise ValueError("an episode begins where one is in progress")
+        rows = self._rows(obs, runs, envs)
+        slots = self._take(len(runs))
+        for run, index in enumerate(self._indices):
+            index.begin(envs[runs == run], slots[runs == run])
+        self._open_obs[runs, envs, 0] = rows
+        self._write(slots, rows, np.zeros((len(runs), self.action_size + 2), np.float32))
+
+    def add(
+        self, obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, where: Bools | None = None
+    ) -> None:
+        """One transition of every environment; where it ended, the episode is finished.
+
+        Args:
+            obs: (R, N, *obs_shape) on the host, what the action led to (before any reset).
+            action: (R, N, A).
+            reward: (R, N).
+            terminated: (R, N), the environment ended by itself.
+            truncated: (R, N), a time limit ended the episode.
+            where: (R, N), the environments that took the action; None: all.
+
+        Raises:
+            ValueError: an environment of `where` has no episode in progress.
+            UserError: the episodes in progress fill the replay, or the device has no memory left.
+        """
+        runs, envs = self._places(where)
+        if len(runs) == 0:
+            return
+        if any(index.open_transitions[envs[runs == run]].min(initial=0) < 0 for run, index in enumerate(self._indices)):
+            raise ValueError("a transition was added where no episode has begun")
+        obs_rows = self._rows(obs, runs, envs)
+        step_rows = np.concatenate(
+            [
+                self._rows(action, runs, envs),
+                self._rows(reward, runs, envs)[:, None],
+                self._rows(terminated, runs, envs)[:, None],
+            ],
+            axis=1,
+            dtype=np.float32,
+        )
+        for run, index in enumerate(self._indices):
+            self._free.append(index.make_room(int((runs == run).sum())))
+        slots = self._take(len(runs))
+        for run, index in enumerate(self._indices):
+            index.extend(envs[runs == run], slots[runs == run])
+        self._write(slots, obs_rows, step_rows)
+        at = np.stack([index.open_transitions for index in self._indices])[runs, envs]
+        self._grow_open(int(at.max()))
+        self._open_obs[runs, envs, at] = obs_rows
+        self._open_steps[runs, envs, at] = step_rows
+        ended = self._rows(terminated, runs, envs).astype(bool) | self._rows(truncated, runs, envs).astype(bool)
+        for run, env in zip(runs[ended].tolist(), envs[ended].tolist(), strict=True):
+            self._finished.append((run, self.in_progress(run, env)))
+            self._indices[run].finish(env)
+
+    def in_progress(self, run: int, env: int) -> Episode:
+        """A copy of the episode in progress in an environment, so far.
+
+        Raises:
+            ValueError: none has begun.
+        """
+        length = int(self._indices[run].open_transitions[env])
+        if length < 0:
+            raise ValueError(f"no episode is in progress in environment {env} of run {run}")
+        steps = self._open_steps[run, env, 1 : length + 1].copy()
+        obs = self._open_obs[run, env, : length + 1].copy()
+        return Episode(env, obs, steps[:, :-2], steps[:, -2], steps[:, -1])
+
+    def pop_finished(self) -> list[tuple[int, Episode]]:
+        """(run, episode) for every episode that ended since the last call, in the order of their end."""
+        finished, self._finished = self._finished, []
+        return finished
+
+    def can_sample(self) -> bool:
+        """Whether every run has a slice to draw."""
+        return all(index.can_draw() for index in self._indices)
+
+    def sample(self) -> Batch:
+        """Draw a batch for every run, each from its own episodes with its own generator.
+
+        Raises:
+            UserError: a run has no episode that is long enough yet.
+        """
+        length, batch = self.spec.length, self.spec.batch_size
+        slots = self._to_device(np.stack([index.draw() for index in self._indices]))  # (R, L, B)
+        obs = self._obs.index_select(0, slots.flatten())
+        steps = self._steps.index_select(0, slots[:, 1:].flatten()).view(self.runs, length - 1, batch, -1)
+        return Batch(
+            obs=obs.view(self.runs, length, batch, *self.obs_shape),
+            action=steps[..., :-2],
+            reward=steps[..., -2],
+            terminated=steps[..., -1],
+        )
+
+    def state_dict(self, run: int) -> dict[str, Any]:
+        """The generator of a run and the transitions of its finished episodes. The data is in the run's log."""
+        index = self._indices[run]
+        return {"generator": index.generator.bit_generator.state, "finished_transitions": index.finished_transitions}
+
+    def load(self, run: int, state: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
+        """Refill an empty run.
+
+        Args:
+            run: which.
+            state: what `state_dict` gave when the checkpoint was made.
+            episodes: the finished episodes up to the checkpoint in the order of their end, the last `capacity`
+                transitions of them at least (`ReplayLog.read`).
+
+        Raises:
+            ValueError: the run is not empty.
+            UserError: the episodes are fewer than the state says.
+        """
+        index = self._indices[run]
+        if index.transitions > 0:
+            raise ValueError(f"run {run} of the replay is not empty")
+        for episode in episodes:
+            self._free.append(index.make_room(episode.transitions))
+            slots = self._take(episode.transitions + 1)
+            steps = np.zeros((episode.transitions + 1, self.action_size + 2), np.float32)
+            steps[1:, :-2], steps[1:, -2], steps[1:, -1] = episode.action, episode.reward, episode.terminated
+            self._write(slots, episode.obs, steps)
+            index.append(slots)
+        if index.finished_transitions < state["finished_transitions"]:
+            raise UserError(
+                f"the replay folder holds {index.finished_transitions} transitions and the checkpoint needs "
+                f"{state['finished_transitions']}: restore the folder, or remove the run directory and run again"
+            )
+        index.generator.bit_generator.state = state["generator"]
+
+    def _places(self, where: Bools | None) -> tuple[Ints, Ints]:
+        """Runs and environments, run by run."""
+        runs, envs = np.nonzero(np.ones((self.runs, self.num_envs), bool) if where is None else np.asarray(where))
+        return runs, envs
+
+    @staticmethod
+    def _rows(values: Any, runs: Ints, envs: Ints) -> NDArray[Any]:
+        return np.asarray(values)[runs, envs]
+
+    def _write(self, slots: Ints, obs: NDArray[Any], steps: NDArray[np.float32]) -> None:
+        where = self._to_device(slots)
+        self._obs.index_copy_(0, where, self._to_device(obs.astype(self._open_obs.dtype, copy=False)))
+        self._steps.index_copy_(0, where, self._to_device(steps))
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        """To the device without waiting for it: from pinned memory."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def _take(self, count: int) -> Ints:
+        """Free entries; more memory where there are too few."""
+        if len(self._free) < count:
+            self._grow(count - len(self._free))
+        return self._free.pop(count)
+
+    def _grow(self, lacking: int) -> None:
+        """Double up to what the capacity takes with long episodes; beyond it, a little at a time."""
+        full = self.runs * self.spec.capacity * 65 // 64
+        more = min(max(self._entries, 1024), full - self._entries) if self._entries < full else full // 64
+        more = max(more, lacking)
+        try:
+            obs = torch.empty(self._entries + more, *self.obs_shape, dtype=self._obs.dtype, device=self.device)
+            steps = torch.empty(self._entries + more, self.action_size + 2, device=self.device)
+        except torch.OutOfMemoryError as error:
+            gigabytes = full * self.bytes_per_entry / 1e9
+            raise UserError(
+                f"no memory on {self.device} for the replay ({gigabytes:.1f} GB when full): train fewer runs in a "
+                "fleet, or lower the agent's replay capacity"
+            ) from error
+        obs[: self._entries] = self._obs
+        steps[: self._entries] = self._steps
+        self._obs, self._steps = obs, steps
+        self._free.append(np.arange(self._entries, self._entries + more))
+        self._entries += more
+
+    def _grow_open(self, longest: int) -> None:
+        if longest >= self._open_steps.shape[2]:
+            self._open_obs = np.concatenate([self._open_obs, np.empty_like(self._open_obs)], axis=2)
+            self._open_steps = np.concatenate([self._open_steps, np.zeros_like(self._open_steps)], axis=2)

@@ -1,0 +1,193 @@
+"""Which entries of replay hold which episode of one run, and which slices are drawn: arithmetic on the host.
+
+What is drawn depends on the run's generator, on the finished episodes in the order of their end and on the lengths of
+those in progress, never on where the entries lie. So a replay that was refilled draws as the one before it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.protocol import ReplaySpec
+from bench.errors import UserError
+from bench.seeding import derive_seed
+
+Ints = NDArray[np.int64]
+
+
+class Queue:
+    """A first-in, first-out array of int64 that is read as one contiguous array; appending is O(1) amortised."""
+
+    def __init__(self) -> None:
+        self._data: Ints = np.empty(64, np.int64)
+        self._head = 0
+        self._tail = 0
+
+    def __len__(self) -> int:
+        return self._tail - self._head
+
+    @property
+    def live(self) -> Ints:
+        """What is in the queue, oldest first (a view)."""
+        return self._data[self._head : self._tail]
+
+    def append(self, values: Ints | Sequence[int]) -> None:
+        """Put values at the end."""
+        count = len(values)
+        if self._tail + count > len(self._data):
+            live = self.live
+            # Moving costs as much as what lives, so leave at least as much room free as that.
+            data = np.empty(max(64, 2 * (len(live) + count)), np.int64)
+            data[: len(live)] = live
+            self._data, self._head, self._tail = data, 0, len(live)
+        self._data[self._tail : self._tail + count] = values
+        self._tail += count
+
+    def pop(self, count: int) -> Ints:
+        """Take values off the front (a copy)."""
+        values = self.live[:count].copy()
+        self._head += len(values)
+        return values
+
+
+class RunIndex:
+    """The episodes of one run and its draws.
+
+    Args:
+        spec: how slices are drawn, and the most transitions kept.
+        num_envs: N.
+        seed: the run's seed; the draws have a generator of their own.
+    """
+
+    def __init__(self, spec: ReplaySpec, num_envs: int, seed: int) -> None:
+        self.spec = spec
+        self.generator = np.random.default_rng(derive_seed(seed, "replay"))
+        # Episodes in progress: entries by environment. -1: waits for a reset.
+        self.open_slots: Ints = np.empty((num_envs, 64), np.int64)
+        self.open_transitions: Ints = np.full(num_envs, -1, np.int64)
+        # Finished episodes, in the order of their end: lengths, and the entries of all one after the other.
+        self._lengths = Queue()
+        self._slots = Queue()
+        self._slots_popped = 0
+        self.finished_transitions = 0
+        # Those long enough for a slice: address of entry 0 and number of starts before, both counted since the run
+        # began, so that taking away the oldest changes no number.
+        self._address = Queue()
+        self._starts_before = Queue()
+        self._starts = Queue()
+        self._starts_end = 0
+
+    @property
+    def transitions(self) -> int:
+        """Transitions kept, of finished episodes and of those in progress."""
+        return self.finished_transitions + int(self.open_transitions.clip(min=0).sum())
+
+    def make_room(self, transitions: int) -> Ints:
+        """Take away the oldest finished episodes until as many more fit. Returns the entries that are free again.
+
+        Raises:
+            UserError: the episodes in progress alone fill the replay.
+        """
+        freed: list[Ints] = []
+        while self.transitions + transitions > self.spec.capacity:
+            if not len(self._lengths):
+                raise UserError(
+                    f"a replay of {self.spec.capacity} transitions cannot hold the {len(self.open_transitions)} "
+                    "episodes in progress: raise the agent's replay capacity"
+                )
+            length = int(self._lengths.pop(1)[0])
+            if self._starts_in(length) > 0:
+                for queue in (self._address, self._starts_before, self._starts):
+                    queue.pop(1)
+            freed.append(self._slots.pop(length + 1))
+            self._slots_popped += length + 1
+            self.finished_transitions -= length
+        return np.concatenate(freed) if freed else np.empty(0, np.int64)
+
+    def begin(self, envs: Ints, slots: Ints) -> None:
+        """An episode begins in each of `envs`; `slots` hold its entry 0."""
+        self.open_slots[envs, 0] = slots
+        self.open_transitions[envs] = 0
+
+    def extend(self, envs: Ints, slots: Ints) -> None:
+        """One more transition in each of `envs`, whose entries are `slots`."""
+        self.open_transitions[envs] += 1
+        if self.open_transitions.max() >= self.open_slots.shape[1]:
+            self.open_slots = np.concatenate([self.open_slots, np.empty_like(self.open_slots)], axis=1)
+        self.open_slots[envs, self.open_transitions[envs]] = slots
+
+    def finish(self, env: int) -> None:
+        """The episode in progress in `env` has ended."""
+        length = int(self.open_transitions[env])
+        self.append(self.open_slots[env, : length + 1])
+        self.open_transitions[env] = -1
+
+    def append(self, slots: Ints) -> None:
+        """A finished episode that lies in these entries."""
+        length = len(slots) - 1
+        starts = self._starts_in(length)
+        if starts > 0:
+            self._address.append([self._slots_popped + len(self._slots)])
+            self._starts_before.append([self._starts_end])
+            self._starts.append([starts])
+            self._starts_end += starts
+        self._slots.append(slots)
+        self._lengths.append([length])
+        self.finished_transitions += length
+
+    def can_draw(self) -> bool:
+        """Whether one slice at least can be drawn."""
+        return len(self._starts) > 0 or len(self._open_drawable()) > 0
+
+    def draw(self) -> Ints:
+        """Entries of B slices, (L, B), drawn with replacement.
+
+        Raises:
+            UserError: no episode is long enough yet.
+        """
+        if not self.can_draw():
+            which = "finished episode" if self.spec.finished_episodes_only else "episode"
+            raise UserError(f"replay cannot be drawn from: no {which} has {self.spec.length - 1} transitions yet")
+        open_envs = self._open_drawable()
+        open_starts = self._starts_in(self.open_transitions[open_envs])
+        # Items are the finished episodes, then those in progress.
+        finished = len(self._starts)
+        if self.spec.draw == "episode":
+            item = self.generator.integers(finished + len(open_envs), size=self.spec.batch_size)
+            start = self.generator.integers(0, np.concatenate([self._starts.live, open_starts])[item])
+        else:
+            gone = int(self._starts_before.live[0]) if finished else self._starts_end
+            before = np.concatenate([self._starts_before.live - gone, self._starts_end - gone + _before(open_starts)])
+            total = self._starts_end - gone + int(open_starts.sum())
+            pick = self.generator.integers(total, size=self.spec.batch_size)
+            item = np.searchsorted(before, pick, side="right") - 1
+            start = pick - before[item]
+        return self._entries(item, start, open_envs)
+
+    def _entries(self, item: Ints, start: Ints, open_envs: Ints) -> Ints:
+        steps = np.arange(self.spec.length)[:, None]
+        slots = np.empty((self.spec.length, len(item)), np.int64)
+        is_open = item >= len(self._starts)
+        done = ~is_open
+        first = self._address.live[item[done]] - self._slots_popped + start[done]
+        slots[:, done] = self._slots.live[first + steps]
+        if is_open.any():
+            slots[:, is_open] = self.open_slots[open_envs[item[is_open] - len(self._starts)], start[is_open] + steps]
+        return slots
+
+    def _open_drawable(self) -> Ints:
+        if self.spec.finished_episodes_only:
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self._starts_in(self.open_transitions) > 0)
+
+    def _starts_in(self, transitions: Any) -> Any:
+        """Slices of L observations in an episode of so many transitions (T + 1 observations); not above 0: none."""
+        return transitions + 2 - self.spec.length
+
+
+def _before(counts: Ints) -> Ints:
+    return np.cumsum(counts) - counts
