@@ -7,6 +7,7 @@ of different runs never mix, so the losses of the runs are summed and each run i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -45,6 +46,66 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = nn.functional.layer_norm(x, (self.size,), eps=LAYER_NORM_EPS)
         return torch.addcmul(self.bias, normed, self.weight)
+
+
+def simnorm(x: Tensor, group: int) -> Tensor:
+    """Simplicial normalisation (SimNorm): a softmax within each `group` neighbours of the last dimension."""
+    return x.unflatten(-1, (-1, group)).softmax(-1).flatten(-2)
+
+
+class NormedLinear(nn.Module):
+    """Linear, LayerNorm, then Mish, or SimNorm with groups of `simnorm_dim`; `(R, M, in) -> (R, M, out)`."""
+
+    def __init__(
+        self,
+        runs: int,
+        inputs: int,
+        outputs: int,
+        simnorm_dim: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.simnorm_dim = simnorm_dim
+        self.linear = Linear(runs, inputs, outputs, device)
+        self.norm = LayerNorm(runs, outputs, device)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Apply the layer; `keep` (R, M, out) is a dropout mask (0 or 1/(1-p)) between Linear and LayerNorm."""
+        x = self.linear(x)
+        if keep is not None:
+            x = x * keep
+        x = self.norm(x)
+        return nn.functional.mish(x) if self.simnorm_dim is None else simnorm(x, self.simnorm_dim)
+
+
+class MLP(nn.Module):
+    """NormedLinear layers with Mish, then a plain Linear, or a NormedLinear with SimNorm where `simnorm_dim` is given.
+
+    Args:
+        runs: R.
+        sizes: input, hidden layers, output.
+        simnorm_dim: group size of the output's SimNorm.
+    """
+
+    def __init__(
+        self, runs: int, sizes: Sequence[int], simnorm_dim: int | None = None, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        *hidden, last = pairwise(sizes)
+        self.hidden = nn.ModuleList([NormedLinear(runs, *size, device=device) for size in hidden])
+        self.last: nn.Module
+        if simnorm_dim is None:
+            self.last = Linear(runs, *last, device=device)
+        else:
+            self.last = NormedLinear(runs, *last, simnorm_dim=simnorm_dim, device=device)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """`(R, M, in) -> (R, M, out)`; `keep` (R, M, hidden) is a dropout mask for the first layer."""
+        for layer in self.hidden:
+            x = layer(x, keep)
+            keep = None
+        output: Tensor = self.last(x)
+        return output
 
 
 def clip_grad_norms(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -44,6 +44,22 @@ class Noise:
             return torch.rand(self.runs, *shape, generator=self.generators[0], device=self.device)
         return torch.stack([torch.rand(*shape, generator=g, device=self.device) for g in self.generators])
 
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel (R, *shape): the argmax of log-weights plus these is a draw with those weights."""
+        tiny = torch.finfo(torch.float32).tiny
+        return -(-self.uniform(*shape).clamp_min(tiny).log()).log()
+
+    def choose(self, count: int, members: int) -> Tensor:
+        """`count` distinct numbers below `members`, every choice equally likely; (R, count) int64."""
+        return self.uniform(members).topk(count, dim=1).indices
+
+    def dropout_mask(self, p: float, *shape: int) -> Tensor:
+        """(R, *shape): 0 with probability p, else 1 / (1 - p)."""
+        mask = torch.empty(self.runs, *shape, device=self.device)
+        for part, generator in zip(mask.chunk(len(self.generators)), self.generators, strict=True):
+            part.bernoulli_(1 - p, generator=generator)
+        return mask.div_(1 - p)
+
     def state(self, run: int) -> dict[str, Any]:
         """What run `run` needs to continue its stream; `shared` marks a generator that the whole fleet drew from."""
         shared = len(self.generators) < self.runs

@@ -1,0 +1,70 @@
+"""Distributions that agents predict: two-hot discrete regression in symlog space, and the tanh-squashed Gaussian."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SQUASH_EPS = 1e-6
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of `symlog`: sign(x) (exp |x| - 1)."""
+    return x.sign() * x.abs().expm1()
+
+
+class TwoHot:
+    """Scalars as distributions over bins that are equally spaced in symlog space.
+
+    Args:
+        num_bins: V, number of bins.
+        vmin: first bin, in symlog space.
+        vmax: last bin, in symlog space.
+        device: where the bins live.
+    """
+
+    def __init__(self, num_bins: int, vmin: float, vmax: float, device: torch.device) -> None:
+        self.vmin, self.vmax, self.last = vmin, vmax, num_bins - 1
+        self.bins = torch.linspace(vmin, vmax, num_bins, device=device)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two-hot distribution of scalars: mass 1 - w on bin i and w on bin i + 1.
+
+        Args:
+            x: (...), clamped to the range of the bins.
+
+        Returns:
+            i (...) int64 in 0 .. V-2, and w (...) in [0, 1]; NaN gives w = NaN with a valid i.
+        """
+        position = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) * (self.last / (self.vmax - self.vmin))
+        index = position.floor().long().clamp(0, self.last - 1)
+        return index, position - index
+
+    def cross_entropy(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Cross-entropy between the two-hot distribution of `x` (...) and `logits` (..., V); gives (...)."""
+        index, weight = self.encode(x)
+        neighbours = torch.stack([index, index + 1], -1)  # (..., 2)
+        neighbours = neighbours.expand(*logits.shape[:-1], 2)
+        lower, upper = logits.log_softmax(-1).gather(-1, neighbours).unbind(-1)
+        return -torch.lerp(lower, upper, weight.expand_as(lower))
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Scalars (...) from logits (..., V): the mean is taken in symlog space."""
+        return symexp(logits.softmax(-1) @ self.bins)
+
+
+def gaussian_log_prob(eps: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density (...) of mean + eps * std under N(mean, std), summed over the last dimension of `eps` (..., A)."""
+    return (-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def squash_log_det(action: Tensor) -> Tensor:
+    """Log-determinant (...) of tanh at the squashed `action` (..., A): to be subtracted from the Gaussian's density."""
+    return ((1 - action.square()).relu() + SQUASH_EPS).log().sum(-1)

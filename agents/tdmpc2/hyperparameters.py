@@ -1,0 +1,167 @@
+"""Hyperparameters of TD-MPC2. Light: imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bench.errors import UserError
+
+ARCHITECTURES: dict[int, dict[str, int]] = {
+    1: {"enc_dim": 256, "mlp_dim": 384, "latent_dim": 128, "num_enc_layers": 2, "num_q": 2},
+    5: {"enc_dim": 256, "mlp_dim": 512, "latent_dim": 512, "num_enc_layers": 2, "num_q": 5},
+    19: {"enc_dim": 1024, "mlp_dim": 1024, "latent_dim": 768, "num_enc_layers": 3, "num_q": 5},
+    48: {"enc_dim": 1792, "mlp_dim": 1792, "latent_dim": 768, "num_enc_layers": 4, "num_q": 5},
+    317: {"enc_dim": 4096, "mlp_dim": 4096, "latent_dim": 1376, "num_enc_layers": 5, "num_q": 8},
+}
+"""Widths and depths of each model size; the key is the rounded number of parameters in millions."""
+
+LARGE_ACTION_SIZE = 20
+"""From this action size on, the planner takes `EXTRA_ITERATIONS` more iterations."""
+EXTRA_ITERATIONS = 2
+
+MIN_SEED_AGENT_STEPS = 1000
+SEED_EPISODES = 5
+
+
+class Hyperparameters(BaseModel):
+    """TD-MPC2 for one task from state observations; the defaults are the paper's.
+
+    `model_size` fills enc_dim, mlp_dim, latent_dim, num_enc_layers and num_q unless they are given, so that a dump
+    shows the numbers that are used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Architecture
+    model_size: Literal[1, 5, 19, 48, 317] = 5
+    """Size of the model in millions of parameters."""
+    enc_dim: int = Field(default=256, ge=1)
+    """Width of the encoder's hidden layers; by model_size unless given."""
+    mlp_dim: int = Field(default=512, ge=1)
+    """Width of the hidden layers of dynamics, reward, policy and Q; by model_size unless given."""
+    latent_dim: int = Field(default=512, ge=1)
+    """Size of the latent state z; by model_size unless given. A multiple of simnorm_dim."""
+    num_enc_layers: int = Field(default=2, ge=1)
+    """The encoder has max(num_enc_layers - 1, 1) hidden layers; by model_size unless given."""
+    num_q: int = Field(default=5, ge=2)
+    """Q-functions in the ensemble; by model_size unless given."""
+    simnorm_dim: int = Field(default=8, ge=1)
+    """Size of each simplex that SimNorm cuts a latent state into."""
+    dropout: float = Field(default=0.01, ge=0, lt=1)
+    """Dropout probability in the first layer of each Q-function."""
+    log_std_min: float = -10.0
+    """Lower end of the policy's log standard deviation."""
+    log_std_max: float = 2.0
+    """Upper end of the policy's log standard deviation."""
+    num_bins: int = Field(default=101, ge=2)
+    """Bins of the discrete regression of rewards and values."""
+    vmin: float = -10.0
+    """First bin, in symlog space."""
+    vmax: float = 10.0
+    """Last bin, in symlog space."""
+
+    # Planning
+    mpc: bool = True
+    """Whether to plan; if not, the policy acts."""
+    horizon: int = Field(default=3, ge=1)
+    """H, agent steps that the model is rolled out, in planning and in training."""
+    iterations: int = Field(default=6, ge=1)
+    """MPPI iterations of one plan; two more where the action has 20 or more dimensions."""
+    num_samples: int = Field(default=512, ge=2)
+    """Action sequences evaluated in each iteration."""
+    num_elites: int = Field(default=64, ge=1)
+    """Best sequences that the plan's mean and standard deviation are refitted to."""
+    num_pi_trajs: int = Field(default=24, ge=0)
+    """Sequences among num_samples that come from the policy."""
+    min_std: float = Field(default=0.05, gt=0)
+    """Lower bound of the plan's standard deviation."""
+    max_std: float = Field(default=2.0, gt=0)
+    """Upper bound of the plan's standard deviation, and where it starts."""
+    temperature: float = Field(default=0.5, gt=0)
+    """Elites are weighted by exp(temperature * value)."""
+
+    # Training
+    batch_size: int = Field(default=256, ge=1)
+    """B, slices of replay in an update."""
+    buffer_size: int = Field(default=1_000_000, ge=1)
+    """Transitions kept in replay."""
+    seed_agent_steps: int | None = Field(default=None, ge=1)
+    """Agent steps before learning, and updates in the burst that ends them; if not given, five episodes (one of each
+    environment where there are more than five) and at least 1000."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Learning rate."""
+    enc_lr_scale: float = Field(default=0.3, gt=0)
+    """The encoder learns at lr * enc_lr_scale."""
+    grad_clip_norm: float = Field(default=20.0, gt=0)
+    """Largest gradient norm of the world model, and of the policy."""
+    tau: float = Field(default=0.01, gt=0, le=1)
+    """Rate at which the target Q-functions and the running scale of Q follow."""
+    rho: float = Field(default=0.5, gt=0, le=1)
+    """Weight of a loss t agent steps ahead is rho ** t."""
+    consistency_coef: float = Field(default=20.0, ge=0)
+    """Weight of the latent consistency loss."""
+    reward_coef: float = Field(default=0.1, ge=0)
+    """Weight of the reward loss."""
+    value_coef: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+    entropy_coef: float = Field(default=1e-4, ge=0)
+    """Weight of the policy's entropy."""
+    discount_denom: float = Field(default=5.0, gt=0)
+    """discount = 1 - discount_denom / episode length, between discount_min and discount_max."""
+    discount_min: float = Field(default=0.95, ge=0, le=1)
+    """Smallest discount."""
+    discount_max: float = Field(default=0.995, ge=0, le=1)
+    """Largest discount."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_architecture(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        size = given.get("model_size", 5)
+        known = size in ARCHITECTURES if isinstance(size, int) else False
+        return (ARCHITECTURES[size] if known else {}) | given
+
+    @model_validator(mode="after")
+    def _check(self) -> Hyperparameters:
+        if self.latent_dim % self.simnorm_dim:
+            raise ValueError(f"latent_dim {self.latent_dim} must be a multiple of simnorm_dim {self.simnorm_dim}")
+        if max(self.num_elites, self.num_pi_trajs) > self.num_samples:
+            raise ValueError(f"num_elites and num_pi_trajs must be at most num_samples ({self.num_samples})")
+        for low, high in (
+            ("vmin", "vmax"),
+            ("log_std_min", "log_std_max"),
+            ("min_std", "max_std"),
+            ("discount_min", "discount_max"),
+        ):
+            if getattr(self, low) > getattr(self, high) or (low == "vmin" and self.vmin == self.vmax):
+                raise ValueError(f"{low} {getattr(self, low)} must be below {high} {getattr(self, high)}")
+        return self
+
+    def plan_iterations(self, action_size: int) -> int:
+        """MPPI iterations for an action of this size."""
+        return self.iterations + (EXTRA_ITERATIONS if action_size >= LARGE_ACTION_SIZE else 0)
+
+    def discount(self, episode_agent_steps: int) -> float:
+        """gamma, from the length of an episode in agent steps."""
+        gamma = 1.0 - self.discount_denom / episode_agent_steps
+        return min(max(gamma, self.discount_min), self.discount_max)
+
+    def seed_phase(self, num_envs: int, episode_agent_steps: int) -> int:
+        """Agent steps of the seed phase, in which every environment finishes an episode.
+
+        Raises:
+            UserError: the length that was set is too short for that, so there would be nothing to learn from.
+        """
+        shortest = num_envs * episode_agent_steps
+        if self.seed_agent_steps is None:
+            return max(MIN_SEED_AGENT_STEPS, SEED_EPISODES * episode_agent_steps, shortest)
+        if self.seed_agent_steps < shortest:
+            raise UserError(
+                f"seed_agent_steps {self.seed_agent_steps} ends before every environment has finished an episode: "
+                f"give at least {shortest} ({num_envs} x {episode_agent_steps} agent steps)"
+            )
+        return self.seed_agent_steps

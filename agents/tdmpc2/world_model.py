@@ -1,0 +1,130 @@
+"""The networks of TD-MPC2: encoder, latent dynamics, reward, policy prior and an ensemble of Q-functions.
+
+Shapes: R runs, ... any batch, O observation, A action, L latent, V bins, K Q-functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from agents.nn import MLP, Linear, ema_update
+from agents.tdmpc2.hyperparameters import Hyperparameters
+from bench.seeding import derive_seed
+
+INIT_STD = 0.02
+
+
+class WorldModel(nn.Module):
+    """R world models with the policy and Q-functions that belong to them.
+
+    The Q-functions are one network of R * K members, those of a run next to each other; `target_q` is a slow copy.
+
+    Args:
+        obs_size: O.
+        action_size: A.
+        hp: architecture.
+        seeds: the seed of each run; it alone decides the run's initial parameters.
+        device: where the parameters live.
+    """
+
+    def __init__(
+        self, obs_size: int, action_size: int, hp: Hyperparameters, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        super().__init__()
+        self.runs, self.num_q = len(seeds), hp.num_q
+        self.log_std_min, self.log_std_max = hp.log_std_min, hp.log_std_max
+        runs, latent, hidden = self.runs, hp.latent_dim, [hp.mlp_dim, hp.mlp_dim]
+        encoder = [obs_size, *[hp.enc_dim] * max(hp.num_enc_layers - 1, 1), latent]
+        value = [latent + action_size, *hidden, hp.num_bins]
+        self.encoder = MLP(runs, encoder, simnorm_dim=hp.simnorm_dim, device=device)
+        self.dynamics = MLP(runs, [latent + action_size, *hidden, latent], simnorm_dim=hp.simnorm_dim, device=device)
+        self.reward_head = MLP(runs, value, device=device)
+        self.policy_head = MLP(runs, [latent, *hidden, 2 * action_size], device=device)
+        self.online_q = MLP(runs * hp.num_q, value, device=device)
+        self.target_q = MLP(runs * hp.num_q, value, device=device).requires_grad_(False)
+        if device.type != "meta":
+            self._initialise(seeds)
+        # Index of each run's first Q-function.
+        self.register_buffer("first_q", torch.arange(runs, device=device)[:, None] * hp.num_q, persistent=False)
+        self.first_q: Tensor
+
+    @torch.no_grad()
+    def _initialise(self, seeds: Sequence[int]) -> None:
+        """Weights ~ N(0, 0.02), biases 0, no initial reward or Q.
+
+        The authors cut the normal at 100 standard deviations, which no float32 draw reaches. Drawn on the CPU, so that
+        a seed means the same parameters on every device.
+        """
+        generators = [torch.Generator().manual_seed(derive_seed("parameters", seed)) for seed in seeds]
+        for net in (self.encoder, self.dynamics, self.reward_head, self.policy_head, self.online_q):
+            for layer in net.modules():
+                if isinstance(layer, Linear):
+                    for part, generator in zip(layer.weight.chunk(self.runs), generators, strict=True):
+                        part.copy_(torch.randn(part.shape, generator=generator) * INIT_STD)
+        for net in (self.reward_head, self.online_q):
+            assert isinstance(net.last, Linear)
+            net.last.weight.zero_()
+        self.target_q.load_state_dict(self.online_q.state_dict())
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters of one run; the target is not counted."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad) // self.runs
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """z (R, ..., L) of observations (R, ..., O)."""
+        return _apply(self.encoder, obs)
+
+    def next(self, z: Tensor, action: Tensor) -> Tensor:
+        """Latent state (R, ..., L) after `action` (R, ..., A) in `z` (R, ..., L)."""
+        return _apply(self.dynamics, torch.cat([z, action], -1))
+
+    def reward(self, z: Tensor, action: Tensor) -> Tensor:
+        """Logits (R, ..., V) of the reward for `action` in `z`."""
+        return _apply(self.reward_head, torch.cat([z, action], -1))
+
+    def policy(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, each (R, ..., A), of the action before tanh."""
+        mean, raw = _apply(self.policy_head, z).chunk(2, -1)
+        half_range = 0.5 * (self.log_std_max - self.log_std_min)
+        return mean, self.log_std_min + half_range * (raw.tanh() + 1)
+
+    def q(self, z: Tensor, action: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits (R, K, ..., V) of all Q-functions; `keep` (R, K, M, hidden) drops units, M the flattened batch."""
+        return self._ensemble(self.online_q, None, self.num_q, z, action, keep)
+
+    def q_heads(
+        self, z: Tensor, action: Tensor, heads: Tensor, target: bool = False, keep: Tensor | None = None
+    ) -> Tensor:
+        """Logits (R, k, ..., V) of the Q-functions in `heads` (R, k) only; no gradient reaches their parameters.
+
+        Copying the weights of k heads costs little beside the product with the heads that are left out.
+        """
+        net = self.target_q if target else self.online_q
+        index = (self.first_q + heads).flatten()
+        weights = {name: p.detach().index_select(0, index) for name, p in net.named_parameters()}
+        return self._ensemble(net, weights, heads.shape[1], z, action, keep)
+
+    def _ensemble(
+        self, net: MLP, weights: dict[str, Tensor] | None, k: int, z: Tensor, action: Tensor, keep: Tensor | None
+    ) -> Tensor:
+        x = torch.cat([z, action], -1)
+        batch = x.shape[1:-1]
+        x = x.flatten(1, -2)[:, None].expand(-1, k, -1, -1).flatten(0, 1)  # (R k, M, L + A)
+        keep = None if keep is None else keep.flatten(0, 1)
+        logits = net(x, keep) if weights is None else functional_call(net, weights, (x, keep))
+        return logits.unflatten(0, (self.runs, k)).unflatten(2, batch)
+
+    def update_target(self, tau: float) -> None:
+        """target <- target + tau (online - target)."""
+        ema_update(self.target_q.parameters(), self.online_q.parameters(), tau)
+
+
+def _apply(net: MLP, x: Tensor) -> Tensor:
+    """(R, ..., in) -> (R, ..., out)."""
+    output: Tensor = net(x.flatten(1, -2))
+    return output.unflatten(1, x.shape[1:-1])
