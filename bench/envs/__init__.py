@@ -1,0 +1,102 @@
+"""Environments: `make` builds any task of the table as a `gymnasium.Env`; `bench.envs.pool` runs many in processes.
+
+Light on purpose: simulators are loaded when the first environment of their domain is made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench import tasks
+from bench.errors import UserError
+from bench.tasks import Task
+
+if TYPE_CHECKING:
+    import gymnasium
+
+ObsKind = Literal["state", "rgb"]
+
+SUPPORTED_DOMAINS: dict[str, tuple[str, ...]] = {"dmcontrol": ("state",)}
+"""Observation kinds that each domain has environments for."""
+
+_SIMULATOR: dict[str, str] = {"dmcontrol": "dm_control"}
+"""The package that a domain needs, as its import is called."""
+
+
+def make(
+    task: str | Task,
+    obs: ObsKind = "state",
+    seed: int = 0,
+    action_repeat: int | None = None,
+    render_mode: Literal["rgb_array"] | None = None,
+) -> gymnasium.Env[Any, Any]:
+    """One environment of a task.
+
+    Observations are float32 vectors (O,), actions float32 (A,) in [-1, 1] for the simulator's whole range. An agent
+    step repeats its action and sums the rewards. `terminated` says that the simulator ended the episode, `truncated`
+    that its time is up; `info["success"]` is 0.0 or 1.0 at this agent step (0.0 where the domain has no success).
+
+    `reset(seed=s)` decides the whole episode: the same seed and actions give the same numbers bit for bit, whatever the
+    environment did before. `reset()` goes on with seeds that follow from the last one given, at first `seed`.
+
+    Args:
+        task: a name of the table, or a row. A row whose simulator_id is `module:function` is built by that function,
+            called as `function(task, obs=, seed=, action_repeat=, render_mode=)`; what it returns keeps the contract
+            above (`bench.envs.base.TaskEnv` helps).
+        action_repeat: env steps in an agent step, the table's by default; it must divide the episode.
+        render_mode: "rgb_array" for `render(height=, width=)`, which gives (height, width, 3) uint8.
+
+    Raises:
+        UserError: an unknown task, a kind of observation or a domain without environments, a missing package.
+    """
+    row = tasks.get(task) if isinstance(task, str) else task
+    repeat = row.action_repeat if action_repeat is None else action_repeat
+    if repeat < 1 or row.episode_env_steps % repeat:
+        raise UserError(
+            f"action_repeat = {repeat} of {row.name} does not divide its episode of {row.episode_env_steps} env steps: "
+            f"choose a divisor (the benchmark's is {row.action_repeat})"
+        )
+    options = {"obs": obs, "seed": seed, "action_repeat": repeat, "render_mode": render_mode}
+    if ":" in row.simulator_id:
+        module, _, function = row.simulator_id.partition(":")
+        env: gymnasium.Env[Any, Any] = getattr(import_module(module), function)(row, **options)
+        return env
+    check_supported(row, obs)
+    if render_mode is not None:
+        from bench.envs import rendering
+
+        rendering.prepare_process()
+    try:
+        env = import_module(f"bench.envs.{row.domain}").make(row, **options)
+    except ImportError as error:
+        raise UserError(
+            f"{row.name} needs {_SIMULATOR[row.domain]}, whose import failed ({error}): install the pinned set with "
+            "'pip install --no-deps -r requirements.lock', or this domain alone with "
+            f"'pip install \"tdmpc2-bench[{row.domain}]\"'"
+        ) from error
+    return env
+
+
+def check_supported(task: Task, obs: str) -> None:
+    """Whether `make` has an environment for this task and kind of observation, without loading a simulator.
+
+    Raises:
+        UserError: it has none; says what there is.
+    """
+    if ":" in task.simulator_id or obs in SUPPORTED_DOMAINS.get(task.domain, ()):
+        return
+    there_is = "; ".join(f"domain {domain} with obs {', '.join(kinds)}" for domain, kinds in SUPPORTED_DOMAINS.items())
+    raise UserError(
+        f"{task.name} (domain {task.domain}) with obs {obs} is not supported in this version: use {there_is}"
+    )
+
+
+def obs_spec(task: Task, obs: ObsKind) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of a task's observations, from the table alone.
+
+    Raises:
+        UserError: no environment gives this kind of observation.
+    """
+    check_supported(task, obs)
+    return (task.obs_size,), "float32"
