@@ -200,7 +200,7 @@ def _variants(doc: Document, sweep: SweepFile) -> list[Variant]:
         ]
         for combination in itertools.product(*axes):
             resolved = _resolve(doc, choice.agent, where, [*fixed, *combination])
-            label = _label(choice, resolved, combination)
+            label = _label(choice, resolved, fixed, combination)
             variants.append(Variant(choice.agent, label, obs, resolved))
     _check_distinct(doc, variants)
     return variants
@@ -242,13 +242,16 @@ def _resolve(doc: Document, agent: str, where: KeyPath, settings: Sequence[_Sett
         raise doc.error(where, error) from error
 
 
-def _label(choice: AgentChoice, values: dict[str, Any], combination: Sequence[_Setting]) -> str:
-    """The variant's name: as given, with its place in the grid; else its differences from the defaults."""
+def _label(
+    choice: AgentChoice, values: dict[str, Any], fixed: Sequence[_Setting], combination: Sequence[_Setting]
+) -> str:
+    """The variant's name: as given, with its place in the grid; else what was set to other values than the defaults."""
     if choice.variant is not None:
         return ",".join([choice.variant, *(f"{s.key}={values[s.key]}" for s in combination)])
     defaults = registry.resolve_hyperparameters(choice.agent, {})
     in_grid = {setting.key for setting in combination}
-    parts = [f"{k}={v}" for k, v in values.items() if k in in_grid or v != defaults[k]]
+    keys = dict.fromkeys(setting.key for setting in (*fixed, *combination))
+    parts = [f"{key}={values[key]}" for key in keys if key in in_grid or values[key] != defaults[key]]
     label = ",".join(parts) or "default"
     if len(label) <= LABEL_CHARS:
         return label

@@ -119,19 +119,19 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
 def _say_ended(out: Console, run: RunState) -> None:
     last = "" if run.progress.last_return is None else f", return {run.progress.last_return:.1f}"
     what = f"failed: {run.error}" if run.state == "failed" else f"done at {run.progress.env_steps:,} env steps{last}"
-    out.print(f"{_clock()} {run.spec.run_id} {what}", markup=False, soft_wrap=True)
+    out.print(f"{_clock()} {run.spec.run_id} {what}", soft_wrap=True)
 
 
 def _print_lines(out: Console, runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> None:
-    out.print(f"{_clock()} {summary(runs, live)}", markup=False, soft_wrap=True)
+    out.print(f"{_clock()} {summary(runs, live)}", soft_wrap=True)
     for row in rows(runs, live):
-        out.print(f"{_clock()}   {' · '.join(row)}", markup=False, soft_wrap=True)
+        out.print(f"{_clock()}   {' · '.join(row)}", soft_wrap=True)
 
 
 def _table(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> Table:
     table = Table(title=summary(runs, live), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
     for row in rows(runs, live):
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*row)
     return table
 
 

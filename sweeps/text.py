@@ -22,7 +22,7 @@ MOST_TASKS_BY_NAME = 24
 
 def console() -> Console:
     """Where people read: the terminal's width, or a fixed one in a file or pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150)
 
 
 def duration(seconds: float | None) -> str:
@@ -54,7 +54,7 @@ def tally(runs: Iterable[RunState]) -> str:
 def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str) -> None:
     """The matrix, the fleets that a launch would start, and what they cost."""
     agents, cells = plan.matrix(made.runs)
-    out.print(f"[bold]{made.sweep.name}[/bold]: {plural(len(made.runs), 'run')} in {made.folder}: {tally(made.runs)}")
+    out.print(f"{made.sweep.name}: {plural(len(made.runs), 'run')} in {made.folder}: {tally(made.runs)}")
     table = Table("task", *agents, header_style="bold")
     for task, row in cells.items():
         table.add_row(task, *(tally(row[agent]) if agent in row else "–" for agent in agents))
@@ -110,17 +110,15 @@ def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], slots: in
         return
     fleets = sorted((sum(need or 0 for need in fleet) for fleet in needs), reverse=True)
     kept = "kept" if made.sweep.resources.keep_replay else "removed when a run is done"
-    out.print(
-        f"Disk: replay logs of up to {size(sum(fleets[:slots]))} at a time, {size(sum(fleets))} over all runs ({kept}), "
-        "besides checkpoints"
-    )
+    at_once, all_runs = size(sum(fleets[:slots])), size(sum(fleets))
+    out.print(f"Disk: replay logs of up to {at_once} at a time, {all_runs} over all runs ({kept}), besides checkpoints")
 
 
 def show_status(out: Console, title: str, runs: Sequence[RunState], by: str | None, eta: str | None) -> None:
     """Counts and progress by agent and task (or domain), and the failures."""
     tasks = {run.spec.task for run in runs}
     key = by or ("task" if len(tasks) <= MOST_TASKS_BY_NAME else "domain")
-    out.print(f"[bold]{title}[/bold]: {plural(len(runs), 'run')}: {tally(runs)}{f'; {eta}' if eta else ''}")
+    out.print(f"{title}: {plural(len(runs), 'run')}: {tally(runs)}{f'; {eta}' if eta else ''}")
     table = Table("agent", key, *STATES, "env steps", "done %", "ETA of running", header_style="bold")
     rows: dict[tuple[str, str], list[RunState]] = {}
     for run in runs:
@@ -146,7 +144,7 @@ def show_failures(out: Console, runs: Sequence[RunState]) -> None:
     """Each failed run with its error, on a line of its own."""
     failed = [run for run in runs if run.state == "failed"]
     for run in failed[:MOST_FAILURES_SHOWN]:
-        out.print(f"[red]failed[/red] {run.spec.run_id}: {run.error}", markup=True, soft_wrap=True)
+        out.print(f"failed {run.spec.run_id}: {run.error}", style="red", soft_wrap=True)
     if len(failed) > MOST_FAILURES_SHOWN:
         out.print(f"… and {plural(len(failed) - MOST_FAILURES_SHOWN, 'more failure')} (--json lists all)")
 
