@@ -1,0 +1,206 @@
+"""The commands `bench sweep …`. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sweeps.expand import Sweep
+    from sweeps.state import RunState
+
+app = typer.Typer(help="Plan, launch and watch sweeps: agents × tasks × seeds.", no_args_is_help=True)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file, such as sweeps/quickstart.yaml.")]
+Results = Annotated[Path, typer.Option(help="Runs lie in RESULTS/<sweep name>/.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Put over the file: seeds=3, resources.slots=2, agent.horizon=5."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow until all runs have ended; exit code 1 if any failed.")]
+Patterns = Annotated[
+    list[str] | None,
+    typer.Option("--run", metavar="PATTERN", help="Only runs that match: a task, 'sac/*', 'tdmpc2/cup-catch/seed1'."),
+]
+
+
+@app.command("plan")
+def plan_command(
+    file: SweepFile,
+    results: Results = Path("results"),
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the runs of a sweep, what is already done, and what the rest will cost. Starts nothing."""
+    from sweeps import expand
+
+    _show_plan(expand.load(file, assignments or ()), results, as_json)
+
+
+def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
+    from sweeps import cost, devices, plan, text
+
+    made = plan.make(sweep, results)
+    device = devices.resolve(sweep.resources.device)
+    costs = cost.cost(made.fleets, device, cost.measurements(results))
+    if as_json:
+        typer.echo(json.dumps(cost.plan_json(made, costs, device), indent=2))
+    else:
+        text.show_plan(text.console(), made, costs, device)
+
+
+@app.command("launch")
+def launch_command(
+    file: SweepFile,
+    results: Results = Path("results"),
+    wait: Wait = False,
+    assignments: Assignments = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
+) -> None:
+    """Start every run that is neither done nor running nor failed; returns at once unless told to wait."""
+    from sweeps import expand
+
+    sweep = expand.load(file, assignments or ())
+    if dry_run:
+        _show_plan(sweep, results, as_json=False)
+        return
+    _launch(sweep, results, wait)
+
+
+@app.command("retry")
+def retry_command(
+    file: SweepFile,
+    results: Results = Path("results"),
+    failed: Annotated[bool, typer.Option("--failed", help="Failed runs (the default).")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Runs whose process is gone.")] = False,
+    run: Patterns = None,
+    wait: Wait = False,
+    assignments: Assignments = None,
+) -> None:
+    """Start failed runs again, from their last checkpoint."""
+    from sweeps import expand
+    from sweeps.launch import retry_filter
+
+    sweep = expand.load(file, assignments or ())
+    _launch(sweep, results, wait, retry_filter(failed or not stale, stale, run or ()))
+
+
+def _launch(sweep: Sweep, results: Path, wait: bool, wanted: Callable[[RunState], bool] | None = None) -> None:
+    from sweeps import launch, text
+    from sweeps.local import LocalExecutor
+
+    executor = LocalExecutor()
+    out = text.console()
+    launched = launch.launch(sweep, results, executor, wanted or launch.is_startable)
+    described = executor.describe(launched.record) if launched.record else None
+    text.show_launched(out, launched, described, str(sweep.path))
+    if wait:
+        raise typer.Exit(_follow(sweep, launched.folder))
+    if launched.record is not None or launched.busy:
+        out.print(_how_to_follow(sweep, results), soft_wrap=True)
+
+
+def _follow(sweep: Sweep, folder: Path) -> int:
+    from sweeps import follow, state, text
+
+    out = text.console()
+    try:
+        return follow.follow(out, folder, lambda: state.read_all(folder, sweep.runs))
+    except KeyboardInterrupt:
+        out.print(f"detached, the runs go on. {_how_to_follow(sweep, folder.parent)}", soft_wrap=True)
+        return 130
+
+
+def _how_to_follow(sweep: Sweep, results: Path) -> str:
+    where = "" if results == Path("results") else f" --results {results}"
+    return f"follow: bench sweep status {sweep.path}{where} --watch · stop: bench sweep cancel {sweep.path}{where}"
+
+
+@app.command("status")
+def status_command(
+    target: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or a folder of results.")],
+    results: Results = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Follow until nothing runs any more.")] = False,
+    by: Annotated[str | None, typer.Option(metavar="task|domain", help="What to count by.")] = None,
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where the runs are: pending, running, stale, failed or done, as their directories tell."""
+    from bench.errors import UserError
+    from sweeps import expand, follow, plan, record, state, text
+
+    if by not in (None, "task", "domain"):
+        raise UserError(f"--by {by}: valid are task, domain")
+    if target.is_dir():
+        folder = target
+
+        def read() -> list[RunState]:
+            return state.read_folder(folder)
+    else:
+        sweep = expand.load(target, assignments or ())
+        folder = plan.sweep_folder(sweep.name, results)
+
+        def read() -> list[RunState]:
+            return state.read_all(folder, sweep.runs)
+
+    if watch:
+        try:
+            follow.follow(text.console(), folder, read)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    runs, live = read(), record.live(folder)
+    eta_s = follow.eta_s(runs, live)
+    if as_json:
+        typer.echo(json.dumps(_status_json(folder, runs, eta_s, [launched.name for launched in live]), indent=2))
+        return
+    out = text.console()
+    eta = f"{text.plural(len(live), 'launch')} working, ETA {text.duration(eta_s)}" if live else "no launch is working"
+    text.show_status(out, str(folder), runs, by, eta)
+
+
+def _status_json(folder: Path, runs: list[RunState], eta_s: float | None, launches: list[str]) -> dict[str, Any]:
+    from sweeps import plan
+
+    return {
+        "folder": str(folder),
+        "counts": plan.counts(runs),
+        "eta_s": eta_s,
+        "launches": launches,
+        "runs": [plan.run_json(run) for run in runs],
+    }
+
+
+@app.command("cancel")
+def cancel_command(
+    file: SweepFile,
+    patterns: Annotated[
+        list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Only runs that match, such as 'sac/*'.")
+    ] = None,
+    results: Results = Path("results"),
+    grace_s: Annotated[float, typer.Option(min=0, help="Time for a last checkpoint, then the process is killed.")] = 60,
+) -> None:
+    """Stop a sweep's runs. They checkpoint first: launching again goes on from there."""
+    from sweeps import launch, plan, spec, text
+    from sweeps.local import LocalExecutor
+
+    out = text.console()
+    _, content = spec.read(file)
+    folder = plan.sweep_folder(content.name, results)
+    cancelled = launch.cancel(folder, LocalExecutor(), patterns or (), grace_s)
+    for described in cancelled.stopped:
+        out.print(f"stopped {described}")
+    for described in cancelled.elsewhere:
+        out.print(f"not on this machine, cancel it there: {described}")
+    if cancelled.killed:
+        pids = ", ".join(str(process.pid) for process in cancelled.killed)
+        out.print(f"killed after {grace_s:g} s without an end: {pids}; work since the last checkpoint is lost")
+    if cancelled.stopped:
+        out.print(f"{text.plural(len(cancelled.runs), 'run')} cancelled; `bench sweep launch {file}` goes on with them")
+    elif not cancelled.elsewhere:
+        out.print("nothing to cancel: no launch works on " + ("runs that match" if patterns else f"{folder}"))

@@ -1,0 +1,270 @@
+"""From a sweep file to its runs: variants of agents × tasks × seeds, less the exclusions."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import registry
+from bench import tasks as task_table
+from bench.errors import UserError, unknown
+from bench.runspec import RunSpec
+from bench.tasks import Task
+from sweeps import spec
+from sweeps.document import Document, KeyPath
+from sweeps.spec import AgentChoice, Exclusion, Resources, SweepFile
+
+ANY_AGENT = "agent"
+"""First part of an override that holds for every agent with that hyperparameter."""
+
+LABEL_CHARS = 48
+"""A label made from overrides is cut at this length, with a hash behind it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An agent with all its hyperparameters."""
+
+    agent: str
+    label: str
+    obs: str
+    hyperparameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep file and the runs it stands for, in a fixed order (variant, task, seed)."""
+
+    path: Path
+    name: str
+    runs: tuple[RunSpec, ...]
+    tasks: dict[str, Task]
+    resources: Resources
+    assignments: tuple[str, ...] = ()
+    """`key=value` from the command line, put over the file."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One hyperparameter of one agent, and the key it came from."""
+
+    key: str
+    value: Any
+    where: KeyPath
+
+
+def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file and expand it.
+
+    Args:
+        path: the YAML file.
+        assignments: `key=value` put over the file.
+
+    Raises:
+        UserError: one line that names the file, the key and the valid choices.
+    """
+    doc, sweep = spec.read(path, assignments)
+    variants = _variants(doc, sweep)
+    tasks = _tasks(doc, ("tasks",), sweep.tasks)
+    budgets = _budgets(doc, sweep, tasks)
+    runs = [
+        _run(sweep, variant, task, budgets[task.name], seed)
+        for variant in variants
+        for task in tasks
+        for seed in sweep.seeds
+    ]
+    for index, exclusion in enumerate(sweep.exclude):
+        runs = _without(doc, index, exclusion, runs)
+    if not runs:
+        raise doc.error(("exclude",), "the matrix is empty: every run is excluded")
+    by_name = {task.name: task for task in tasks}
+    return Sweep(path, sweep.name, tuple(runs), by_name, sweep.resources, tuple(assignments))
+
+
+def _tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> list[Task]:
+    """Tasks by name or set, each once, in the order of the file."""
+    found: dict[str, Task] = {}
+    for index, selector in enumerate(selectors):
+        try:
+            found |= {task.name: task for task in task_table.expand([selector]) if task.name not in found}
+        except UserError as error:
+            raise doc.error((*where, index), error) from error
+    if not found:
+        raise doc.error(where, "the matrix is empty: no task is selected")
+    return list(found.values())
+
+
+def _budgets(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> dict[str, int]:
+    """Budget of each task in env steps: by its name, else by the last set that holds it, else for all, else its own.
+
+    Rounded down to whole agent steps.
+    """
+    by_name: dict[str, int] = {}
+    by_set: dict[str, int] = {}
+    given = sweep.env_steps or {}
+    for key, budget in given.items():
+        if key == spec.EVERY_TASK:
+            continue
+        members = _tasks(doc, ("env_steps", key), [key])
+        target = by_name if [task.name for task in members] == [key] else by_set
+        target |= {task.name: budget for task in members}
+        if not {task.name for task in members} & {task.name for task in tasks}:
+            raise doc.error(("env_steps", key), "names no task of this sweep")
+    budgets = {}
+    for task in tasks:
+        own = given.get(spec.EVERY_TASK, task.budget_env_steps)
+        budget = by_name.get(task.name, by_set.get(task.name, own))
+        budgets[task.name] = budget - budget % task.action_repeat
+        if not budgets[task.name]:
+            message = f"{budget} is less than one agent step of {task.name} ({task.action_repeat} env steps)"
+            raise doc.error(("env_steps",), message)
+    return budgets
+
+
+def _run(sweep: SweepFile, variant: Variant, task: Task, budget_env_steps: int, seed: int) -> RunSpec:
+    return RunSpec(
+        agent=variant.agent,
+        hyperparameters=variant.hyperparameters,
+        variant=variant.label,
+        task=task.name,
+        domain=task.domain,
+        domain_version=task.domain_version,
+        obs=variant.obs,  # type: ignore[arg-type]  # checked against the agent's kinds
+        seed=seed,
+        num_envs=sweep.num_envs,
+        action_repeat=task.action_repeat,
+        budget_env_steps=budget_env_steps,
+        eval_every_env_steps=sweep.eval_every_env_steps or task.eval_every_env_steps,
+        eval_episodes=sweep.eval_episodes,
+    )
+
+
+def _without(doc: Document, index: int, exclusion: Exclusion, runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The runs that an exclusion leaves; one that matches nothing is a mistake."""
+    where: KeyPath = ("exclude", index)
+    if not exclusion.model_fields_set:
+        raise doc.error(where, f"excludes everything: give one of {', '.join(Exclusion.model_fields)}")
+    names: dict[str, set[Any]] = {
+        key: set(value) for key in exclusion.model_fields_set if (value := getattr(exclusion, key)) is not None
+    }
+    if exclusion.task is not None:
+        names["task"] = {task.name for task in _tasks(doc, (*where, "task"), exclusion.task)}
+    for key in ("agent", "variant"):
+        for name in names.get(key, ()):
+            known = {getattr(run, key) for run in runs}
+            if name not in known:
+                raise doc.error((*where, key), unknown(f"{key} of this sweep", name, known))
+    kept = [run for run in runs if not all(getattr(run, key) in values for key, values in names.items())]
+    if len(kept) == len(runs):
+        raise doc.error(where, "matches no run of this sweep")
+    return kept
+
+
+def _variants(doc: Document, sweep: SweepFile) -> list[Variant]:
+    """Every agent entry × its combinations of the grid."""
+    entries = []
+    for index, choice in enumerate(sweep.agents):
+        where = spec.agent_path(doc, index)
+        try:
+            entries.append((where, choice, registry.get(choice.agent)))
+        except UserError as error:
+            raise doc.error(where, error) from error
+    names = [choice.agent for choice in sweep.agents]
+    overrides = {key: _targets(doc, ("overrides", key), key, names) for key in sweep.overrides}
+    grid = {key: _targets(doc, ("grid", key), key, names) for key in sweep.grid}
+    for key, values in sweep.grid.items():
+        if len({json.dumps(value, default=str) for value in values}) < len(values):
+            raise doc.error(("grid", key), "a value is given twice: keep one")
+
+    variants: list[Variant] = []
+    for where, choice, entry in entries:
+        obs = choice.obs or entry.obs_kinds[0]
+        if obs not in entry.obs_kinds:
+            raise doc.error((*where, "obs"), unknown(f"observation kind of {choice.agent}", obs, entry.obs_kinds))
+        own = _own_settings(doc, where, choice)
+        fixed = own + [
+            _Setting(key.split(".", 1)[1], sweep.overrides[key], ("overrides", key))
+            for key, targets in overrides.items()
+            if choice.agent in targets
+        ]
+        axes = [
+            [_Setting(key.split(".", 1)[1], value, ("grid", key, index)) for index, value in enumerate(sweep.grid[key])]
+            for key, targets in grid.items()
+            if choice.agent in targets
+        ]
+        for combination in itertools.product(*axes):
+            resolved = _resolve(doc, choice.agent, where, [*fixed, *combination])
+            label = _label(choice, resolved, fixed, combination)
+            variants.append(Variant(choice.agent, label, obs, resolved))
+    _check_distinct(doc, variants)
+    return variants
+
+
+def _own_settings(doc: Document, where: KeyPath, choice: AgentChoice) -> list[_Setting]:
+    inside: KeyPath = () if isinstance(doc.data["agents"], dict) else ("hyperparameters",)
+    return [_Setting(key, value, (*where, *inside, key)) for key, value in choice.hyperparameters.items()]
+
+
+def _targets(doc: Document, where: KeyPath, key: str, names: Sequence[str]) -> set[str]:
+    """The agents of the sweep that `agent.x` or `<name>.x` sets x for."""
+    scope, dot, field = key.partition(".")
+    if not dot or (scope != ANY_AGENT and scope not in names):
+        scopes = [f"{scope}.<hyperparameter>" for scope in (ANY_AGENT, *dict.fromkeys(names))]
+        raise doc.error(where, f"must be one of {', '.join(scopes)}")
+    fields = {name: registry.get(name).hyperparameters_model().model_fields for name in names}
+    if scope != ANY_AGENT:
+        if field not in fields[scope]:
+            raise doc.error(where, unknown(f"hyperparameter of {scope}", field, fields[scope]))
+        return {scope}
+    targets = {name for name in names if field in fields[name]}
+    if not targets:
+        known = {field for of_agent in fields.values() for field in of_agent}
+        raise doc.error(where, unknown(f"hyperparameter of {', '.join(dict.fromkeys(names))}", field, known))
+    return targets
+
+
+def _resolve(doc: Document, agent: str, where: KeyPath, settings: Sequence[_Setting]) -> dict[str, Any]:
+    """All hyperparameters of an agent; a mistake is named at the key it came from. A later setting wins."""
+    try:
+        return registry.resolve_hyperparameters(agent, {setting.key: setting.value for setting in settings})
+    except UserError as error:
+        for setting in settings:
+            try:
+                registry.resolve_hyperparameters(agent, {setting.key: setting.value})
+            except UserError as cause:
+                raise doc.error(setting.where, cause) from cause
+        raise doc.error(where, error) from error
+
+
+def _label(
+    choice: AgentChoice, values: dict[str, Any], fixed: Sequence[_Setting], combination: Sequence[_Setting]
+) -> str:
+    """The variant's name: as given, with its place in the grid; else what was set to other values than the defaults."""
+    if choice.variant is not None:
+        return ",".join([choice.variant, *(f"{s.key}={values[s.key]}" for s in combination)])
+    defaults = registry.resolve_hyperparameters(choice.agent, {})
+    in_grid = {setting.key for setting in combination}
+    keys = dict.fromkeys(setting.key for setting in (*fixed, *combination))
+    parts = [f"{key}={values[key]}" for key in keys if key in in_grid or values[key] != defaults[key]]
+    label = ",".join(parts) or "default"
+    if len(label) <= LABEL_CHARS:
+        return label
+    digest = hashlib.sha256(label.encode()).hexdigest()[:6]
+    return f"{label[:LABEL_CHARS]}…{digest}"
+
+
+def _check_distinct(doc: Document, variants: Sequence[Variant]) -> None:
+    labels = Counter((variant.agent, variant.obs, variant.label) for variant in variants)
+    for (agent, _, label), count in labels.items():
+        if count > 1:
+            raise doc.error(("agents",), f"{count} entries of {agent} are named '{label}': give each its own `variant`")
+    same = Counter((variant.agent, variant.obs, json.dumps(variant.hyperparameters)) for variant in variants)
+    for (agent, _, _), count in same.items():
+        if count > 1:
+            raise doc.error(("agents",), f"{count} variants of {agent} have the same hyperparameters: keep one")

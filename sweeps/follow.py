@@ -1,0 +1,149 @@
+"""Following a sweep until nothing of it runs any more: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from statistics import mean, median
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sweeps import plan, record
+from sweeps.record import LaunchRecord
+from sweeps.state import RunState
+from sweeps.text import duration, plural, show_failures, tally
+
+REFRESH_S = 1.0
+LINE_EVERY_S = 20.0
+
+Row = tuple[str, str, str, str, str]
+"""Fleet, env steps, return, speed, ETA."""
+
+
+def rows(runs: Sequence[RunState], live: Iterable[LaunchRecord]) -> list[Row]:
+    """One row for each fleet with running runs, and for each running run outside of any."""
+    by_id = {run.spec.run_id: run for run in runs if run.state == "running"}
+    fleets = [fleet for launched in live for fleet in launched.working().values()]
+    groups = [[by_id.pop(run_id) for run_id in fleet if run_id in by_id] for fleet in fleets]
+    return [_row(group) for group in [*groups, *([run] for run in by_id.values())] if group]
+
+
+def _row(group: Sequence[RunState]) -> Row:
+    first = group[0]
+    returns = [run.progress.last_return for run in group if run.progress.last_return is not None]
+    rates = [run.progress.agent_steps_per_s for run in group if run.progress.agent_steps_per_s]
+    etas = [run.eta_s for run in group if run.eta_s is not None]
+    reached = min(run.progress.env_steps for run in group)
+    return (
+        plan.fleet_title([run.spec for run in group]),
+        f"{reached:,}/{first.spec.budget_env_steps:,} env steps",
+        f"return {mean(returns):.1f}" if returns else "return –",
+        f"{sum(rates):,.1f} agent steps/s" if rates else "starting",
+        f"ETA {duration(max(etas))}" if etas else "ETA –",
+    )
+
+
+def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | None:
+    """Seconds until the live launches have worked off their fleets, at the speeds of this sweep's own runs.
+
+    None where nothing is live, or a fleet waits whose agent has no speed yet.
+    """
+    by_id = {run.spec.run_id: run for run in runs}
+    rates: dict[str, list[float]] = {}
+    for run in runs:
+        if run.state in ("running", "done") and run.progress.agent_steps_per_s:
+            rates.setdefault(plan.agent_title(run.spec), []).append(run.progress.agent_steps_per_s)
+    ends = []
+    for launched in live:
+        slots = sum(slot.alive for slot in launched.slots())
+        owned = launched.owned()
+        waits = []
+        for fleet in launched.fleets:
+            left = [by_id[run_id] for run_id in fleet if run_id in owned and run_id in by_id]
+            left = [run for run in left if run.left_agent_steps and run.state != "failed"]
+            if not left:
+                continue
+            own = [run.progress.agent_steps_per_s for run in left if run.eta_s is not None]
+            known = [rate for rate in own if rate] or rates.get(plan.agent_title(left[0].spec), [])
+            if not known:
+                return None
+            waits.append(max(run.left_agent_steps for run in left) / median(known))
+        if waits and slots:
+            ends.append(max(sum(waits) / slots, max(waits)))
+    return max(ends, default=None)
+
+
+def summary(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> str:
+    """`2 running, 3 done · ETA 12 min`."""
+    return f"{tally(runs)} · ETA {duration(eta_s(runs, live))}"
+
+
+def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_every_s: float = LINE_EVERY_S) -> int:
+    """Show progress until no launch of the sweep lives and no run of it is running.
+
+    Args:
+        out: a terminal gets a live display, anything else a line for each fleet every `line_every_s` seconds.
+        folder: the sweep's folder.
+        read: the states of the sweep's runs, read anew.
+
+    Returns:
+        0 if every run is done, else 1; each failed run is named with its error.
+    """
+    display = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
+    printed_at = float("-inf")
+    ended = {run.spec.run_id for run in read() if run.state in ("done", "failed")}
+    with display or nullcontext():
+        while True:
+            live = record.live(folder)  # before the states: what ends in between is then seen as ended
+            runs = read()
+            for run in runs:
+                if run.state in ("done", "failed") and run.spec.run_id not in ended:
+                    ended.add(run.spec.run_id)
+                    _say_ended(out, run)
+            if not live and not any(run.state == "running" for run in runs):
+                break
+            if display is not None:
+                display.update(_table(runs, live), refresh=True)
+            elif time.monotonic() - printed_at >= line_every_s:
+                _print_lines(out, runs, live)
+                printed_at = time.monotonic()
+            time.sleep(min(REFRESH_S, line_every_s))
+    return _conclude(out, runs)
+
+
+def _say_ended(out: Console, run: RunState) -> None:
+    last = "" if run.progress.last_return is None else f", return {run.progress.last_return:.1f}"
+    what = f"failed: {run.error}" if run.state == "failed" else f"done at {run.progress.env_steps:,} env steps{last}"
+    out.print(f"{_clock()} {run.spec.run_id} {what}", soft_wrap=True)
+
+
+def _print_lines(out: Console, runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> None:
+    out.print(f"{_clock()} {summary(runs, live)}", soft_wrap=True)
+    for row in rows(runs, live):
+        out.print(f"{_clock()}   {' · '.join(row)}", soft_wrap=True)
+
+
+def _table(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> Table:
+    table = Table(title=summary(runs, live), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
+    for row in rows(runs, live):
+        table.add_row(*row)
+    return table
+
+
+def _conclude(out: Console, runs: Sequence[RunState]) -> int:
+    left = [run for run in runs if run.state in ("pending", "stale")]
+    failed = [run for run in runs if run.state == "failed"]
+    out.print(f"ended: {tally(runs)}")
+    show_failures(out, failed)
+    if left:
+        out.print(f"{plural(len(left), 'run')} unfinished: launch again to go on")
+    return 1 if failed or left else 0
+
+
+def _clock() -> str:
+    return datetime.now().strftime("%H:%M:%S")

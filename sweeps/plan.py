@@ -1,0 +1,164 @@
+"""Which runs are to be trained, and which of them train together as a fleet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import registry
+from bench.runspec import RunSpec
+from sweeps import state
+from sweeps.expand import Sweep
+from sweeps.state import RunState
+
+STARTABLE = ("pending", "stale")
+"""States that a launch starts; a failed run waits for `retry`."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Runs that train in lockstep in one process: equal but for seed and task, tasks of one domain and shape."""
+
+    runs: tuple[RunState, ...]
+
+    @property
+    def spec(self) -> RunSpec:
+        """The specification of the first run: all share its agent, hyperparameters, budget and schedule."""
+        return self.runs[0].spec
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Paths of its runs below the sweep's folder."""
+        return [run.spec.run_id for run in self.runs]
+
+    @property
+    def left_agent_steps(self) -> int:
+        """Agent steps to go in lockstep: those of the run that is furthest back."""
+        return max(run.left_agent_steps for run in self.runs)
+
+    def title(self) -> str:
+        """`tdmpc2 cartpole-balance seeds 1,2`."""
+        return fleet_title([run.spec for run in self.runs])
+
+
+def fleet_title(specs: Sequence[RunSpec]) -> str:
+    """Agent, task and seeds of runs that train together, for people."""
+    tasks = list(dict.fromkeys(spec.task for spec in specs))
+    seeds = ",".join(str(seed) for seed in dict.fromkeys(spec.seed for spec in specs))
+    task = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks ({tasks[0]} …)"
+    return f"{agent_title(specs[0])} {task} seed{'s' if ',' in seeds else ''} {seeds}"
+
+
+def agent_title(spec: RunSpec) -> str:
+    """`tdmpc2`, or `tdmpc2 [horizon=5]` for a variant, with the observation kind where it is not the state."""
+    parts = [
+        part for part in (spec.variant if spec.variant != "default" else "", spec.obs) if part not in ("", "state")
+    ]
+    return f"{spec.agent} [{', '.join(parts)}]" if parts else spec.agent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, the state of its runs, and the fleets that a launch would start."""
+
+    sweep: Sweep
+    folder: Path
+    runs: tuple[RunState, ...]
+    fleets: tuple[Fleet, ...]
+
+
+def sweep_folder(name: str, results: Path) -> Path:
+    """Where the runs of the sweep with this name lie."""
+    return results / name
+
+
+def make(sweep: Sweep, results: Path) -> Plan:
+    """Read what is already there and group what is to do. Writes nothing.
+
+    Args:
+        sweep: the checked sweep.
+        results: the results folder; runs lie in `results/<sweep name>/`.
+    """
+    folder = sweep_folder(sweep.name, results)
+    runs = state.read_all(folder, sweep.runs)
+    return Plan(sweep, folder, tuple(runs), tuple(group(sweep, [run for run in runs if run.state in STARTABLE])))
+
+
+def group(sweep: Sweep, runs: Iterable[RunState]) -> list[Fleet]:
+    """Put runs together that may train as one fleet, in equal shares of at most `resources.fleet` runs."""
+    groups: dict[str, list[RunState]] = {}
+    for run in runs:
+        groups.setdefault(_lockstep_key(sweep, run.spec), []).append(run)
+    fleets = []
+    for members in groups.values():
+        allowed = registry.get(members[0].spec.agent).max_fleet
+        most = min(sweep.resources.fleet, allowed or sweep.resources.fleet)
+        count = -(-len(members) // most)
+        ends = [len(members) * part // count for part in range(count + 1)]
+        fleets += [Fleet(tuple(members[a:b])) for a, b in itertools.pairwise(ends)]
+    return fleets
+
+
+def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:
+    """Equal for runs that one process can train in lockstep."""
+    task = sweep.tasks[spec.task]
+    return json.dumps(
+        [
+            spec.model_dump(exclude={"task", "seed"}),
+            [task.obs_size, task.action_size, task.episode_agent_steps],
+        ],
+        sort_keys=True,
+    )
+
+
+def replay_bytes(sweep: Sweep, spec: RunSpec) -> int | None:
+    """Bytes of a run's replay log when its budget is reached: observation, action, reward and end of every agent step
+    as float32. None for image observations, whose log depends on the agent's image size."""
+    if spec.obs != "state":
+        return None
+    task = sweep.tasks[spec.task]
+    return spec.budget_agent_steps * (task.obs_size + task.action_size + 2) * 4
+
+
+def counts(runs: Iterable[RunState]) -> dict[str, int]:
+    """How many runs are in each state, all states named."""
+    found = dict.fromkeys(state.STATES, 0)
+    for run in runs:
+        found[run.state] += 1
+    return found
+
+
+def matrix(runs: Sequence[RunState]) -> tuple[list[str], dict[str, dict[str, list[RunState]]]]:
+    """Runs by task and agent variant: (agent titles in order, task -> agent title -> its seeds)."""
+    agents = list(dict.fromkeys(agent_title(run.spec) for run in runs))
+    cells: dict[str, dict[str, list[RunState]]] = {}
+    for run in runs:
+        cells.setdefault(run.spec.task, {}).setdefault(agent_title(run.spec), []).append(run)
+    return agents, cells
+
+
+def run_json(run: RunState) -> dict[str, Any]:
+    """A run's state as plain values, for `--json`."""
+    spec, progress = run.spec, run.progress
+    return {
+        "run_id": spec.run_id,
+        "agent": spec.agent,
+        "variant": spec.variant,
+        "task": spec.task,
+        "domain": spec.domain,
+        "obs": spec.obs,
+        "seed": spec.seed,
+        "state": run.state,
+        "env_steps": progress.env_steps,
+        "budget_env_steps": spec.budget_env_steps,
+        "return": progress.last_return,
+        "agent_steps_per_s": progress.agent_steps_per_s if run.state == "running" else None,
+        "eta_s": run.eta_s,
+        "wall_s": progress.wall_s,
+        "error": run.error,
+        "path": str(run.directory.path),
+    }

@@ -1,0 +1,199 @@
+"""One slot: takes the next fleet that nobody has, runs the worker for it, says how it ended, and takes the next.
+
+The worker is a process of its own, so that a segmentation fault or the kernel's out-of-memory killer ends one fleet
+and not the slot.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from bench.errors import UserError
+from bench.rundir import RunDir
+from sweeps.processes import Process
+from sweeps.record import LaunchRecord
+
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
+"""The worker's exit codes: all runs done; some failed and say so; stopped at a checkpoint."""
+
+BEAT_EVERY_S = 10.0
+POLL_S = 0.1
+STDERR_TAIL_LINES = 20
+
+
+class WorkerDied(Exception):
+    """A worker ended without saying what became of its runs."""
+
+
+def run_slot(launch: str, index: int) -> None:
+    """Work until no fleet of the launch is left, or until SIGTERM: then the worker is given time to checkpoint.
+
+    Args:
+        launch: folder of the launch.
+        index: number of this slot.
+    """
+    Slot(LaunchRecord(Path(launch)), index).work()
+
+
+@dataclass(frozen=True)
+class _Ended:
+    exit_code: int
+    stderr: list[str]
+    """The last lines."""
+
+
+class Slot:
+    """A slot of a launch, in the process that runs it."""
+
+    def __init__(self, record: LaunchRecord, index: int) -> None:
+        self.record, self.index = record, index
+        self.stopping = False
+
+    def work(self) -> None:
+        """Take fleets until none is left."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._stop)
+        me = Process.current()
+        self.record.write_slot(self.index, {"slot": me})
+        while not self.stopping:
+            fleet = self.record.claim_next(self.index, me)
+            if fleet is None:
+                break
+            self.record.end_claim(fleet, self._train(fleet))
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+
+    def _train(self, fleet: int) -> int | None:
+        """Run the worker for a fleet. Returns its last exit code; None where no run was left to train.
+
+        A worker that was stopped because some of its runs were cancelled is started again for the others.
+        """
+        exit_code = None
+        while not self.stopping:
+            released = self.record.released()
+            runs = [
+                RunDir(self.record.sweep_folder / run_id)
+                for run_id in self.record.fleets[fleet]
+                if run_id not in released
+            ]
+            runs = [run for run in runs if _is_open(run)]
+            if not runs:
+                break
+            ended = self._run_worker(fleet, runs)
+            exit_code = ended.exit_code
+            asked = self.stopping or exit_code == EXIT_INTERRUPTED or self.record.released() != released
+            self._settle(fleet, runs, ended, asked)
+            if self.record.released() == released:
+                break
+        return exit_code
+
+    def _run_worker(self, fleet: int, runs: Sequence[RunDir]) -> _Ended:
+        """Run the worker to its end; pass a request to stop on, and insist after the grace period."""
+        command = [*self.record.info["worker"], *(str(run.path) for run in runs), *self.record.info["worker_options"]]
+        errors = self.record.log(fleet, "err")
+        with self.record.log(fleet, "out").open("ab") as out, errors.open("ab") as err:
+            begin = err.tell()
+            worker = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self._env(), start_new_session=True
+            )
+        process = Process.of(worker.pid)
+        if process is not None:
+            self.record.write_slot(self.index, {"worker": process})
+        self._wait(worker)
+        _kill_group(worker.pid)  # environment processes that a crashed worker left behind
+        text = errors.read_bytes()[begin:].decode(errors="replace")
+        return _Ended(worker.returncode, [line for line in text.splitlines() if line.strip()][-STDERR_TAIL_LINES:])
+
+    def _wait(self, worker: subprocess.Popen[bytes]) -> None:
+        deadline: float | None = None
+        beaten_at = time.monotonic()
+        while True:
+            try:
+                worker.wait(POLL_S)
+                return
+            except subprocess.TimeoutExpired:
+                pass
+            current = time.monotonic()
+            if current - beaten_at > BEAT_EVERY_S:
+                self.record.beat(self.index)
+                beaten_at = current
+            if self.stopping and deadline is None:
+                worker.send_signal(signal.SIGTERM)
+                deadline = current + float(self.record.info["grace_s"])
+            if deadline is not None and current > deadline:
+                worker.kill()
+
+    def _settle(self, fleet: int, runs: Sequence[RunDir], ended: _Ended, asked: bool) -> None:
+        """Make every run's directory say what became of it: a worker that died could not do so itself.
+
+        A worker that was asked to stop leaves unfinished runs to a later launch.
+        """
+        for run in runs:
+            if not _is_open(run):
+                continue  # done, failed, or by now in other hands
+            if asked:
+                _try(run.end_beat)
+                continue
+            error = WorkerDied(_how(ended, self.record.log(fleet, "err")))
+            _try(partial(run.mark_failed, error, exit_code=ended.exit_code, stderr=ended.stderr))
+
+    def _env(self) -> dict[str, str]:
+        """The worker's environment: its share of threads, and the GPUs that this slot may use."""
+        env = dict(os.environ)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            env.setdefault(name, str(self.record.info["threads"]))
+        visible = self.record.info["visible_gpus"][self.index]
+        if visible is None:
+            env.pop("CUDA_VISIBLE_DEVICES", None)  # submitit empties it
+        else:
+            env["CUDA_VISIBLE_DEVICES"] = visible
+        return env
+
+
+def _is_open(run: RunDir) -> bool:
+    """Whether a run is still to be trained, and by nobody else; a damaged directory is left alone."""
+    try:
+        return run.progress(run.spec.budget_env_steps).state in ("pending", "stale")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return False
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _try(write: Callable[[], None]) -> None:
+    """A note about a run that cannot be written (a full disk) must not end the slot; the run then shows as stale."""
+    try:
+        write()
+    except (OSError, UserError) as error:
+        sys.stderr.write(f"cannot note how a run ended: {error}\n")
+
+
+def _how(ended: _Ended, log: Path) -> str:
+    """How a worker died, on one line."""
+    code = ended.exit_code
+    if code == -signal.SIGKILL:
+        how = "the worker was killed by SIGKILL (out of memory, or by hand)"
+    elif code < 0:
+        how = f"the worker was killed by {signal.Signals(-code).name}"
+    elif code in (EXIT_DONE, EXIT_FAILED):
+        how = f"the worker ended with exit code {code} and left the run unfinished"
+    else:
+        how = f"the worker ended with exit code {code}"
+    last = f"; its last line: {ended.stderr[-1].strip()[:300]}" if ended.stderr else ""
+    return f"{how}{last} (log: {log})"

@@ -1,0 +1,76 @@
+"""What the run directories say about the runs of a sweep. Nothing else is asked: no database, no memory of launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import UserError
+from bench.rundir import Progress, RunDir, find_runs
+from bench.runspec import RunSpec
+
+STATES = ("pending", "running", "stale", "failed", "done")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run of a sweep and where it is."""
+
+    spec: RunSpec
+    directory: RunDir
+    progress: Progress
+    error: str | None
+    """What stopped a failed run, on one line."""
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`."""
+        return self.progress.state
+
+    @property
+    def left_agent_steps(self) -> int:
+        """Agent steps to the budget; 0 when done."""
+        if self.state == "done":
+            return 0
+        return max(0, self.spec.budget_agent_steps - self.progress.env_steps // self.spec.action_repeat)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the budget at the rate of the heartbeat; None where it does not run or has no rate yet."""
+        rate = self.progress.agent_steps_per_s
+        return self.left_agent_steps / rate if self.state == "running" and rate else None
+
+
+def read(directory: RunDir, spec: RunSpec) -> RunState:
+    """The state of one run; one whose directory does not exist yet is pending, a damaged one has failed."""
+    try:
+        progress = directory.progress(spec.budget_env_steps)
+        error = _error(directory) if progress.state == "failed" else None
+    except UserError as damage:
+        progress, error = Progress("failed", 0, None, None, 0.0, None), str(damage)
+    return RunState(spec, directory, progress, error)
+
+
+def read_all(folder: Path, specs: Iterable[RunSpec]) -> list[RunState]:
+    """The states of a sweep's runs below its folder, in order."""
+    return [read(RunDir(folder / spec.run_id), spec) for spec in specs]
+
+
+def read_folder(folder: Path) -> list[RunState]:
+    """The states of every run directory below a folder, with the budgets that the directories state.
+
+    Raises:
+        UserError: no such folder, or no run in it, or a run.json that cannot be read.
+    """
+    states = [read(directory, directory.spec) for directory in find_runs(folder)]
+    if not states:
+        raise UserError(f"no run below {folder}: give a sweep file or a folder of results")
+    return states
+
+
+def _error(directory: RunDir) -> str:
+    failure = directory.read_json("failed.json") or {}
+    message = str(failure.get("message", "")).strip()
+    first = message.splitlines()[0] if message else "no message"
+    return f"{failure.get('class', 'Error')}: {first}"
