@@ -186,11 +186,13 @@ class FullDisk(io.FileIO):
 def test_a_full_disk_leaves_whole_episodes(tmp_path, monkeypatch, room, before):
     log = ReplayLog(tmp_path)
     log.append(EPISODES[:before])
+    on_disk = files(tmp_path)[0].read_bytes() if before else b""
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", lambda path, mode="r", buffering=-1: FullDisk(path, mode.replace("b", "")))
         patch.setattr(FullDisk, "room", room)
         with pytest.raises(UserError, match=r"No space left on device; make room .*the \d episodes before are safe"):
             log.append(EPISODES[before:])
+    assert files(tmp_path)[0].read_bytes() == on_disk
     for opened in (log, ReplayLog(tmp_path)):
         assert opened.position() == before
         assert_same(opened.read(before, 1000), EPISODES[:before])

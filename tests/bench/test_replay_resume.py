@@ -96,7 +96,7 @@ def assert_equal_batches(batch, other, runs=slice(None)):
         assert torch.equal(getattr(batch, name)[runs], getattr(other, name)), name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
     num_envs=st.integers(1, 3),
