@@ -93,23 +93,29 @@ class _Collector:
             return []
         for remark in remarks:
             self.problem(run, remark)
-        rows = []
-        short = []
-        for env_steps, group in episodes.groupby("env_steps", sort=True):
-            if len(group) < spec.eval_episodes:
-                short.append(int(env_steps))
-            means = {column: float(np.mean(group[column].to_numpy())) for column in ("return", "success")}
-            rows.append(
-                {
-                    "run_id": spec.run_id,
-                    **{key: getattr(spec, key) for key in _SHARED},
-                    "env_steps": int(env_steps),
-                    "agent_steps": int(group["agent_steps"].iloc[-1]),
-                    "wall_s": float(group["wall_s"].max()),
-                    **means,
-                    "source": run.path.as_posix(),
-                }
-            )
+        episodes = episodes.sort_values("env_steps", kind="stable")
+        env_steps = episodes["env_steps"].to_numpy()
+        first = np.flatnonzero(np.diff(env_steps, prepend=-1.0))  # the first episode of each evaluation
+        if not len(first):
+            return []
+        count = np.diff(first, append=len(env_steps))
+        mean = {name: np.add.reduceat(episodes[name].to_numpy(), first) / count for name in ("return", "success")}
+        wall_s = np.maximum.reduceat(episodes["wall_s"].to_numpy(), first)
+        agent_steps = episodes["agent_steps"].to_numpy()
+        rows = [
+            {
+                "run_id": spec.run_id,
+                **{key: getattr(spec, key) for key in _SHARED},
+                "env_steps": int(env_steps[start]),
+                "agent_steps": int(agent_steps[start]),
+                "wall_s": float(wall_s[i]),
+                "return": float(mean["return"][i]),
+                "success": float(mean["success"][i]),
+                "source": run.path.as_posix(),
+            }
+            for i, start in enumerate(first)
+        ]
+        short = [int(env_steps[start]) for start in first[count < spec.eval_episodes]]
         if short:
             self.problem(
                 run,

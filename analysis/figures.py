@@ -22,8 +22,14 @@ from bench import atomic
 
 COLUMNS, ROWS = 3, 4
 """Panels on a page of learning curves."""
+PAGE_WIDTHS_IN = {1: 5.2, 2: 7.4, 3: 9.3}
+"""Width of a page by its columns."""
 MARKS = 6
 """Markers along a curve, about."""
+
+
+NAMES = ("aggregates", "sample_efficiency", "performance_profile", "probability_of_improvement", "learning_curves")
+"""How the files of figures begin."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def _curve_page(comparison: Comparison, tables: Mapping[str, pd.DataFrame], fold
     columns = min(COLUMNS, len(tables)) if len(tables) != 4 else 2
     rows = math.ceil(len(tables) / columns)
     said = []
-    with figure(max(5.2, 3.1 * columns), 2.35 * rows + 0.75) as drawn:
+    with figure(PAGE_WIDTHS_IN[columns], 2.35 * rows + 0.4) as drawn:
         axes = drawn.subplots(rows, columns, squeeze=False).ravel()
         for axis, (task, table) in zip(axes, tables.items(), strict=False):
             _curve_panel(axis, comparison, task, table, look)
@@ -94,7 +100,7 @@ def _curve_page(comparison: Comparison, tables: Mapping[str, pd.DataFrame], fold
         _legend(drawn, comparison.agents, look)
         png = save(drawn, folder, name)
     tasks = list(tables)
-    title = "Learning curves" if name == "learning_curves" else f"Learning curves: {tasks[0]} to {tasks[-1]}"
+    title = "Score over env steps" if name == "learning_curves" else f"{tasks[0]} to {tasks[-1]}"
     caption = (
         "Thick: mean over seeds; band: its 95 % bootstrap interval; thin: each seed. A cross ends a seed that stopped "
         "before the others of its agent; the mean keeps its last score."
@@ -135,7 +141,7 @@ def draw_sample_efficiency(comparison: Comparison, table: pd.DataFrame, folder: 
     write_csv(table, folder, name)
     look = styles(comparison.agents)
     ends = []
-    with figure(6.4, 4.0) as drawn:
+    with figure(6.4, 3.6) as drawn:
         axis = drawn.subplots()
         for agent, rows in table.groupby("agent", sort=True):
             _line(axis, look[agent], rows["env_steps"], rows["iqm"], rows["low"], rows["high"])
@@ -162,7 +168,8 @@ def draw_intervals(comparison: Comparison, table: pd.DataFrame, folder: Path) ->
     write_csv(table, folder, name)
     look = styles(comparison.agents)
     agents = list(comparison.agents)
-    with figure(7.0, 2 * (0.75 + 0.3 * len(agents))) as drawn:
+    names = [_shortened(agent, 28) for agent in agents]
+    with figure(6.6 + 0.075 * max(map(len, names)), 2 * (0.75 + 0.3 * len(agents))) as drawn:
         panels = drawn.subplots(2, 2, sharey=True).ravel()
         for axis, metric in zip(panels, METRICS, strict=True):
             rows = table[table["metric"] == metric].set_index("agent")
@@ -170,7 +177,7 @@ def draw_intervals(comparison: Comparison, table: pd.DataFrame, folder: Path) ->
                 row = rows.loc[agent]
                 _interval_row(axis, place, look[agent], row["value"], row["low"], row["high"])
             axis.set_title(f"{metric} {'(lower is better)' if metric == 'Optimality gap' else ''}".strip())
-            axis.set_yticks(range(len(agents)), [_shortened(agent, 28) for agent in agents])
+            axis.set_yticks(range(len(agents)), names)
             axis.set_ylim(len(agents) - 0.45, -0.55)
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.use_sticky_edges = False
@@ -190,10 +197,18 @@ def draw_profile(comparison: Comparison, table: pd.DataFrame, folder: Path) -> D
     write_csv(table, folder, name)
     look = styles(comparison.agents)
     said = []
-    with figure(6.4, 4.0) as drawn:
+    with figure(6.4, 3.6) as drawn:
         axis = drawn.subplots()
         for agent, rows in table.groupby("agent", sort=True):
-            _line(axis, look[agent], rows["score"], rows["share"] * 100, rows["low"] * 100, rows["high"] * 100)
+            _line(
+                axis,
+                look[agent],
+                rows["score"],
+                rows["share"] * 100,
+                rows["low"] * 100,
+                rows["high"] * 100,
+                "steps-post",
+            )
             half, most = (rows.loc[(rows["score"] - at).abs().idxmin(), "share"] for at in (50, 90))
             said.append(f"{agent}: {half:.0%} of runs above 50, {most:.0%} above 90.")
         axis.set_xlim(0, 100)
@@ -212,7 +227,7 @@ def draw_improvement(comparison: Comparison, table: pd.DataFrame, folder: Path) 
     write_csv(table, folder, name)
     look = styles(comparison.agents)
     names = [f"{_shortened(row.x, 24)} > {_shortened(row.y, 24)}" for row in table.itertuples()]
-    with figure(6.4, 1.0 + 0.36 * len(table)) as drawn:
+    with figure(5.2 + 0.075 * max(map(len, names)), 1.0 + 0.34 * len(table)) as drawn:
         axis = drawn.subplots()
         for place, row in enumerate(table.itertuples()):
             _interval_row(axis, place, look[row.x], row.probability, row.low, row.high)
@@ -232,9 +247,13 @@ def draw_improvement(comparison: Comparison, table: pd.DataFrame, folder: Path) 
     return Drawn(name, "Probability of improvement", caption, f"P(X > Y): {_numbers(rows, 2)}.", png)
 
 
-def _line(axis: Axes, style: Style, x: Any, y: Any, low: Any, high: Any) -> None:
+_FILL: dict[str, Any] = {"default": None, "steps-post": "post"}
+"""What `fill_between` calls the draw styles of `plot`."""
+
+
+def _line(axis: Axes, style: Style, x: Any, y: Any, low: Any, high: Any, steps: str = "default") -> None:
     if np.isfinite(np.asarray(low, dtype=float)).any():
-        axis.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
+        axis.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0, step=_FILL[steps])
     every = max(1, round(len(x) / MARKS))
     start = list(MARKERS).index(style.marker) * every // len(MARKERS)  # so that markers of agents do not coincide
     axis.plot(
@@ -243,6 +262,7 @@ def _line(axis: Axes, style: Style, x: Any, y: Any, low: Any, high: Any) -> None
         color=style.colour,
         linestyle=style.line,
         linewidth=1.8,
+        drawstyle=steps,
         marker=style.marker,
         markevery=(start, every),
         markersize=5.5,
@@ -264,18 +284,24 @@ def _score_axis(axis: Axes, low: float, high: float) -> None:
 
 
 def _legend(drawn: Figure, agents: Sequence[str], look: Mapping[str, Style]) -> None:
+    """A legend above the panels; the figure grows by its height, so that the panels keep theirs."""
     handles = [
         Line2D([], [], color=look[agent].colour, linestyle=look[agent].line, linewidth=2, marker=look[agent].marker)
         for agent in agents
     ]
-    width_in = drawn.get_size_inches()[0]
-    names = [_shortened(agent, 40) for agent in agents]
-    columns = max(1, min(len(agents), int(width_in / (0.55 + 0.085 * max(map(len, names))))))
+    names = [_shortened(agent, 32) for agent in agents]
+    width_in, height_in = drawn.get_size_inches()
+    columns = max(1, min(len(agents), int(width_in / (0.75 + 0.072 * max(map(len, names))))))
+    drawn.set_size_inches(width_in, height_in + 0.1 + 0.21 * math.ceil(len(agents) / columns))
     drawn.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=2.8)
 
 
 def _shortened(name: str, length: int) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    """A name of at most `length` characters, cut in the middle: variants often differ at their end."""
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 2
+    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
 
 
 def _tasks(comparison: Comparison) -> str:

@@ -59,6 +59,9 @@ def write_report(
     folder = out.with_name(f"{out.stem}_files")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():  # an earlier report may have had more pages
+            if old.name.startswith(figures.NAMES):
+                old.unlink()
         sections, aggregates = _draw(comparison, folder, reps, say)
         finals = final_scores(comparison, reps)
         figures.write_csv(finals, folder, "final_scores")

@@ -76,7 +76,7 @@ def test_report_shows_everything(page):
         "Sample efficiency",
         "Performance profile",
         "Probability of improvement",
-        "Learning curves",
+        "Score over env steps",
     ]
     assert "abc123" in text
     assert "batch_size" in text
@@ -146,6 +146,17 @@ def test_one_seed_says_so(undrawn, make_run, tmp_path):
     assert "1 seed, no interval: sac" in soup.select("figcaption")[0].get_text()
 
 
+def test_figures_of_an_earlier_report_do_not_stay(undrawn, make_run, tmp_path):
+    make_run(tmp_path / "r", {0: 10.0, 100: 500.0})
+    (tmp_path / "o_files").mkdir()
+    (tmp_path / "o_files" / "learning_curves_09.png").touch()
+    (tmp_path / "o_files" / "mine.txt").touch()
+    write_report(collect(tmp_path / "r"), tmp_path / "o.html", "r", REPS)
+    names = {path.name for path in (tmp_path / "o_files").iterdir()}
+    assert "learning_curves_09.png" not in names
+    assert {"learning_curves.png", "mine.txt"} <= names
+
+
 def test_no_evaluation_yet(make_run, tmp_path):
     make_run(tmp_path / "r", {}, done=False)
     soup = soup_of(write_report(collect(tmp_path / "r"), tmp_path / "o.html", "r", REPS))
@@ -158,7 +169,7 @@ def test_agents_without_a_common_task(undrawn, make_run, tmp_path):
     make_run(tmp_path / "r", {100: 500.0}, agent="tdmpc2", task="walker-walk")
     soup = soup_of(write_report(collect(tmp_path / "r"), tmp_path / "o.html", "r", REPS))
     assert "no task has a score from every agent" in soup.get_text()
-    assert [heading.get_text() for heading in soup.select("figure h3")] == ["Learning curves"]
+    assert [heading.get_text() for heading in soup.select("figure h3")] == ["Score over env steps"]
 
 
 def test_two_configurations_under_one_name_are_shown(undrawn, make_run, tmp_path):
@@ -196,7 +207,7 @@ def test_many_tasks_are_paged(undrawn, make_evals, tmp_path):
     table = figures.learning_curve_table(comparison, REPS)
     drawn = figures.draw_learning_curves(comparison, table, tmp_path)
     assert [figure.name for figure in drawn] == ["learning_curves_01", "learning_curves_02"]
-    assert drawn[1].title == "Learning curves: task-12 to task-13"
+    assert drawn[1].title == "task-12 to task-13"
 
 
 def test_learning_curve_numbers_are_those_drawn(make_evals):
