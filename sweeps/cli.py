@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Plan, launch and watch sweeps: agents × tasks × seeds.", no_args_is_help=True)
 
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file, such as sweeps/quickstart.yaml.")]
+Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
 Results = Annotated[Path, typer.Option(help="Runs lie in RESULTS/<sweep name>/.")]
 Assignments = Annotated[
     list[str] | None,
@@ -33,7 +34,8 @@ Patterns = Annotated[
 @app.command("plan")
 def plan_command(
     file: SweepFile,
-    results: Results = Path("results"),
+    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
+Results = Path("results"),
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +60,8 @@ def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
 @app.command("launch")
 def launch_command(
     file: SweepFile,
-    results: Results = Path("results"),
+    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
+Results = Path("results"),
     wait: Wait = False,
     assignments: Assignments = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
@@ -76,7 +79,8 @@ def launch_command(
 @app.command("retry")
 def retry_command(
     file: SweepFile,
-    results: Results = Path("results"),
+    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
+Results = Path("results"),
     failed: Annotated[bool, typer.Option("--failed", help="Failed runs (the default).")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Runs whose process is gone.")] = False,
     run: Patterns = None,
@@ -124,8 +128,9 @@ def _how_to_follow(sweep: Sweep, results: Path) -> str:
 
 @app.command("status")
 def status_command(
-    target: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or a folder of results.")],
-    results: Results = Path("results"),
+    target: Target,
+    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
+Results = Path("results"),
     watch: Annotated[bool, typer.Option("--watch", help="Follow until nothing runs any more.")] = False,
     by: Annotated[str | None, typer.Option(metavar="task|domain", help="What to count by.")] = None,
     assignments: Assignments = None,
@@ -178,11 +183,12 @@ def _status_json(folder: Path, runs: list[RunState], eta_s: float | None, launch
 
 @app.command("cancel")
 def cancel_command(
-    file: SweepFile,
+    target: Target,
     patterns: Annotated[
         list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Only runs that match, such as 'sac/*'.")
     ] = None,
-    results: Results = Path("results"),
+    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
+Results = Path("results"),
     grace_s: Annotated[float, typer.Option(min=0, help="Time for a last checkpoint, then the process is killed.")] = 60,
 ) -> None:
     """Stop a sweep's runs. They checkpoint first: launching again goes on from there."""
@@ -190,8 +196,7 @@ def cancel_command(
     from sweeps.local import LocalExecutor
 
     out = text.console()
-    _, content = spec.read(file)
-    folder = plan.sweep_folder(content.name, results)
+    folder = target if target.is_dir() else plan.sweep_folder(spec.read(target)[1].name, results)
     cancelled = launch.cancel(folder, LocalExecutor(), patterns or (), grace_s)
     for described in cancelled.stopped:
         out.print(f"stopped {described}")
@@ -201,6 +206,6 @@ def cancel_command(
         pids = ", ".join(str(process.pid) for process in cancelled.killed)
         out.print(f"killed after {grace_s:g} s without an end: {pids}; work since the last checkpoint is lost")
     if cancelled.stopped:
-        out.print(f"{text.plural(len(cancelled.runs), 'run')} cancelled; `bench sweep launch {file}` goes on with them")
+        out.print(f"{text.plural(len(cancelled.runs), 'run')} cancelled; launching again goes on with them")
     elif not cancelled.elsewhere:
         out.print("nothing to cancel: no launch works on " + ("runs that match" if patterns else f"{folder}"))
