@@ -34,8 +34,7 @@ Patterns = Annotated[
 @app.command("plan")
 def plan_command(
     file: SweepFile,
-    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
-Results = Path("results"),
+    results: Results = Path("results"),
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
@@ -60,8 +59,7 @@ def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
 @app.command("launch")
 def launch_command(
     file: SweepFile,
-    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
-Results = Path("results"),
+    results: Results = Path("results"),
     wait: Wait = False,
     assignments: Assignments = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
@@ -79,8 +77,7 @@ Results = Path("results"),
 @app.command("retry")
 def retry_command(
     file: SweepFile,
-    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
-Results = Path("results"),
+    results: Results = Path("results"),
     failed: Annotated[bool, typer.Option("--failed", help="Failed runs (the default).")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Runs whose process is gone.")] = False,
     run: Patterns = None,
@@ -129,8 +126,7 @@ def _how_to_follow(sweep: Sweep, results: Path) -> str:
 @app.command("status")
 def status_command(
     target: Target,
-    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
-Results = Path("results"),
+    results: Results = Path("results"),
     watch: Annotated[bool, typer.Option("--watch", help="Follow until nothing runs any more.")] = False,
     by: Annotated[str | None, typer.Option(metavar="task|domain", help="What to count by.")] = None,
     assignments: Assignments = None,
@@ -187,8 +183,7 @@ def cancel_command(
     patterns: Annotated[
         list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Only runs that match, such as 'sac/*'.")
     ] = None,
-    results: Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
-Results = Path("results"),
+    results: Results = Path("results"),
     grace_s: Annotated[float, typer.Option(min=0, help="Time for a last checkpoint, then the process is killed.")] = 60,
 ) -> None:
     """Stop a sweep's runs. They checkpoint first: launching again goes on from there."""
@@ -199,13 +194,19 @@ Results = Path("results"),
     folder = target if target.is_dir() else plan.sweep_folder(spec.read(target)[1].name, results)
     cancelled = launch.cancel(folder, LocalExecutor(), patterns or (), grace_s)
     for described in cancelled.stopped:
-        out.print(f"stopped {described}")
+        out.print(f"stopped {described}", soft_wrap=True)
     for described in cancelled.elsewhere:
-        out.print(f"not on this machine, cancel it there: {described}")
+        out.print(f"not on this machine, cancel it there: {described}", soft_wrap=True)
     if cancelled.killed:
         pids = ", ".join(str(process.pid) for process in cancelled.killed)
-        out.print(f"killed after {grace_s:g} s without an end: {pids}; work since the last checkpoint is lost")
+        out.print(
+            f"killed after {grace_s:g} s without an end: {pids}; work since the last checkpoint is lost", soft_wrap=True
+        )
     if cancelled.stopped:
-        out.print(f"{text.plural(len(cancelled.runs), 'run')} cancelled; launching again goes on with them")
+        out.print(
+            f"{text.plural(len(cancelled.runs), 'run')} cancelled; launching again goes on with them", soft_wrap=True
+        )
     elif not cancelled.elsewhere:
-        out.print("nothing to cancel: no launch works on " + ("runs that match" if patterns else f"{folder}"))
+        out.print(
+            "nothing to cancel: no launch works on " + ("runs that match" if patterns else f"{folder}"), soft_wrap=True
+        )

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean, median
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -94,10 +94,10 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
     Returns:
         0 if every run is done, else 1; each failed run is named with its error.
     """
-    display = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
+    screen = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
     printed_at = float("-inf")
     ended = {run.spec.run_id for run in read() if run.state in ("done", "failed")}
-    with display or nullcontext():
+    with screen or nullcontext():
         while True:
             live = record.live(folder)  # before the states: what ends in between is then seen as ended
             runs = read()
@@ -107,8 +107,8 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
                     _say_ended(out, run)
             if not live and not any(run.state == "running" for run in runs):
                 break
-            if display is not None:
-                display.update(_table(runs, live), refresh=True)
+            if screen is not None:
+                screen.update(display(runs, live), refresh=True)
             elif time.monotonic() - printed_at >= line_every_s:
                 _print_lines(out, runs, live)
                 printed_at = time.monotonic()
@@ -128,11 +128,12 @@ def _print_lines(out: Console, runs: Sequence[RunState], live: Sequence[LaunchRe
         out.print(f"{_clock()}   {' · '.join(row)}", soft_wrap=True)
 
 
-def _table(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> Table:
-    table = Table(title=summary(runs, live), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
+def display(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> RenderableType:
+    """What a terminal shows: the summary, and a line for each fleet that trains."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in rows(runs, live):
         table.add_row(*row)
-    return table
+    return Group(summary(runs, live), table)
 
 
 def _conclude(out: Console, runs: Sequence[RunState]) -> int:
@@ -141,7 +142,7 @@ def _conclude(out: Console, runs: Sequence[RunState]) -> int:
     out.print(f"ended: {tally(runs)}")
     show_failures(out, failed)
     if left:
-        out.print(f"{plural(len(left), 'run')} unfinished: launch again to go on")
+        out.print(f"{plural(len(left), 'run')} unfinished: launch again to go on", soft_wrap=True)
     return 1 if failed or left else 0
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sweeps import launch, record
+from sweeps import launch
 from sweeps.local import LocalExecutor
 
 BASIC = """\
@@ -58,16 +57,3 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     monkeypatch.setattr(launch, "WORKER", (sys.executable, str(script), str(behaviours)))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return _behave
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Wait for what other processes do."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def wait_idle(folder: Path) -> None:
-    """Wait until no launch of a sweep lives."""
-    wait_until(lambda: not record.live(folder))

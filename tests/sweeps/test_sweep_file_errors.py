@@ -11,6 +11,7 @@ from bench.errors import UserError
 from sweeps import expand
 
 HEAD = "name: x\nagents: [sac]\ntasks: [cup-catch]\nseeds: 2\n"
+NO_MAPPING = "s.yaml: not a sweep file: the top level must be a mapping with the keys name, agents, tasks"
 
 CASES = {
     "unknown key": (
@@ -37,7 +38,8 @@ CASES = {
     ),
     "unknown hyperparameter": (
         "name: x\nagents:\n  sac:\n    hiden_dim: 3\ntasks: [cup-catch]\nseeds: 2\n",
-        "s.yaml:4: agents.sac.hiden_dim: unknown hyperparameter of sac 'hiden_dim': did you mean hidden_dim, hidden_layers?",
+        "s.yaml:4: agents.sac.hiden_dim: unknown hyperparameter of sac 'hiden_dim': did you mean hidden_dim, "
+        "hidden_layers?",
     ),
     "hyperparameter of the wrong type": (
         "name: x\nagents:\n  - agent: sac\n    hyperparameters: {hidden_dim: many}\ntasks: [cup-catch]\nseeds: 2\n",
@@ -46,7 +48,8 @@ CASES = {
     ),
     "override of no agent": (
         HEAD + "overrides:\n  agent.hidden_dmi: 3\n",
-        "s.yaml:6: overrides.agent.hidden_dmi: unknown hyperparameter of sac 'hidden_dmi': did you mean hidden_dim, hidden_layers?",
+        "s.yaml:6: overrides.agent.hidden_dmi: unknown hyperparameter of sac 'hidden_dmi': did you mean hidden_dim, "
+        "hidden_layers?",
     ),
     "override of an agent that is not there": (
         HEAD + "overrides:\n  tdmpc2.horizon: 3\n",
@@ -56,7 +59,10 @@ CASES = {
         HEAD + "grid:\n  agent.discount: [0.9, 2]\n",
         "s.yaml:6: grid.agent.discount[1]: sac: discount = 2: Input should be less than or equal to 1",
     ),
-    "grid without values": (HEAD + "grid: {agent.discount: []}\n", "s.yaml:5: grid.agent.discount: []: must not be empty"),
+    "grid without values": (
+        HEAD + "grid: {agent.discount: []}\n",
+        "s.yaml:5: grid.agent.discount: []: must not be empty",
+    ),
     "grid value twice": (
         HEAD + "grid: {agent.discount: [0.9, 0.9]}\n",
         "s.yaml:5: grid.agent.discount: a value is given twice: keep one",
@@ -79,7 +85,10 @@ CASES = {
     "no tasks": (HEAD.replace("[cup-catch]", "[]"), "s.yaml:3: tasks: []: must not be empty"),
     "no agents": (HEAD.replace("[sac]", "{}"), "s.yaml:2: agents: []: must not be empty"),
     "no seeds": (HEAD.replace("seeds: 2", "seeds: []"), "s.yaml:4: seeds: []: must not be empty"),
-    "seed twice": (HEAD.replace("seeds: 2", "seeds: [1, 1]"), "s.yaml:4: seeds: [1, 1]: a seed is given twice: keep one"),
+    "seed twice": (
+        HEAD.replace("seeds: 2", "seeds: [1, 1]"),
+        "s.yaml:4: seeds: [1, 1]: a seed is given twice: keep one",
+    ),
     "everything excluded": (
         HEAD + "exclude: [{agent: sac}]\n",
         "s.yaml:5: exclude: the matrix is empty: every run is excluded",
@@ -116,8 +125,11 @@ CASES = {
         "name: x\nagents:\n  - sac\n  - {agent: sac, variant: b}\ntasks: [cup-catch]\nseeds: 2\n",
         "s.yaml:2: agents: 2 variants of sac have the same hyperparameters: keep one",
     ),
-    "no mapping": ("- a\n- b\n", "s.yaml: not a sweep file: the top level must be a mapping with the keys name, agents, tasks"),
-    "empty file": ("", "s.yaml: not a sweep file: the top level must be a mapping with the keys name, agents, tasks"),
+    "no mapping": (
+        "- a\n- b\n",
+        "s.yaml: not a sweep file: the top level must be a mapping with the keys name, agents, tasks",
+    ),
+    "empty file": ("", NO_MAPPING),
     "not YAML": ("name: [x\nagents: 3\n", "s.yaml:2: not valid YAML: expected ',' or ']', but got ':'"),
 }
 

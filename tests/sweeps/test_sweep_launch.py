@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import wait_idle, wait_until
 from rich.console import Console
+from sweep_waiting import wait_idle, wait_until
 
 from bench.errors import UserError
 from bench.rundir import RunDir
@@ -79,9 +79,9 @@ def test_every_kind_of_failure_is_named_and_the_slot_goes_on(write: Write, resul
     assert [run.state for run in runs] == ["failed"] * 4 + ["done"]
     errors = [str(run.error) for run in runs[:4]]
     log = "(log: "
-    assert errors[0].startswith(
-        f"WorkerDied: the worker was killed by SIGSEGV; its last line: about to crash {log}"
-    ), errors[0]
+    assert errors[0].startswith(f"WorkerDied: the worker was killed by SIGSEGV; its last line: about to crash {log}"), (
+        errors[0]
+    )
     assert errors[1] == "ValueError: the reward was not a number"
     assert errors[2].startswith(
         f"WorkerDied: the worker ended with exit code 7; its last line: error: something is missing {log}"
@@ -221,7 +221,9 @@ def test_submission_failure_is_one_line(
     assert not record.live(results / "x")
 
 
-def test_following_says_what_happens(write: Write, results: Path, behave: Behave, capsys: pytest.CaptureFixture) -> None:
+def test_following_says_what_happens(
+    write: Write, results: Path, behave: Behave, capsys: pytest.CaptureFixture
+) -> None:
     sweep = expand.load(write(TEXT), ["resources.fleet=2", "resources.slots=1"])
     behave(seed3="fail", seed1="sleep")
     launch.launch(sweep, results, LocalExecutor())

@@ -6,7 +6,7 @@ import signal
 import subprocess
 from dataclasses import replace
 
-from conftest import wait_until
+from sweep_waiting import wait_until
 
 from sweeps.processes import Process, kill
 
