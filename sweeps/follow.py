@@ -87,7 +87,8 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
     """Show progress until no launch of the sweep lives and no run of it is running.
 
     Args:
-        out: a terminal gets a live display, anything else a line for each fleet every `line_every_s` seconds.
+        out: a terminal gets a live display, anything else a line for each fleet every `line_every_s` seconds,
+            and whenever a run changed its state.
         folder: the sweep's folder.
         read: the states of the sweep's runs, read anew.
 
@@ -95,7 +96,7 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
         0 if every run is done, else 1; each failed run is named with its error.
     """
     screen = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
-    printed_at = float("-inf")
+    printed, printed_at = "", float("-inf")
     ended = {run.spec.run_id for run in read() if run.state in ("done", "failed")}
     with screen or nullcontext():
         while True:
@@ -109,9 +110,9 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
                 break
             if screen is not None:
                 screen.update(display(runs, live), refresh=True)
-            elif time.monotonic() - printed_at >= line_every_s:
+            elif tally(runs) != printed or time.monotonic() - printed_at >= line_every_s:
                 _print_lines(out, runs, live)
-                printed_at = time.monotonic()
+                printed, printed_at = tally(runs), time.monotonic()
             time.sleep(min(REFRESH_S, line_every_s))
     return _conclude(out, runs)
 

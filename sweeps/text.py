@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +58,7 @@ def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str)
     out.print(
         f"{made.sweep.name}: {plural(len(made.runs), 'run')} in {made.folder}: {tally(made.runs)}", soft_wrap=True
     )
-    table = Table("task", *agents, header_style="bold")
+    table = Table("task", *agents, header_style="bold", box=box.SIMPLE)
     for task, row in cells.items():
         table.add_row(task, *(tally(row[agent]) if agent in row else "–" for agent in agents))
     out.print(table)
@@ -73,7 +74,9 @@ def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str)
         f"worker {' '.join(worker_options(resources))}",
         soft_wrap=True,
     )
-    table = Table("fleet", "runs", "env steps", "agent steps", "time", "measured speed", header_style="bold")
+    table = Table(
+        "fleet", "runs", "env steps", "agent steps", "time", "measured speed", header_style="bold", box=box.SIMPLE
+    )
     for item in costs[:MOST_FLEETS_SHOWN]:
         left = item.fleet.left_agent_steps
         speed = "unknown: nothing like it was measured"
@@ -125,7 +128,7 @@ def show_status(out: Console, title: str, runs: Sequence[RunState], by: str | No
     tasks = {run.spec.task for run in runs}
     key = by or ("task" if len(tasks) <= MOST_TASKS_BY_NAME else "domain")
     out.print(f"{title}: {plural(len(runs), 'run')}: {tally(runs)}{f'; {eta}' if eta else ''}", soft_wrap=True)
-    table = Table("agent", key, *STATES, "env steps", "done %", "ETA of running", header_style="bold")
+    table = Table("agent", key, *STATES, "env steps", "done %", "ETA of running", header_style="bold", box=box.SIMPLE)
     rows: dict[tuple[str, str], list[RunState]] = {}
     for run in runs:
         rows.setdefault((plan.agent_title(run.spec), getattr(run.spec, key)), []).append(run)
