@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Plan, launch and watch sweeps: agents × tasks × seeds.", no_args_is_help=True)
 
 SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file, such as sweeps/quickstart.yaml.")]
+Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
 Results = Annotated[Path, typer.Option(help="Runs lie in RESULTS/<sweep name>/.")]
 Assignments = Annotated[
     list[str] | None,
@@ -124,7 +125,7 @@ def _how_to_follow(sweep: Sweep, results: Path) -> str:
 
 @app.command("status")
 def status_command(
-    target: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or a folder of results.")],
+    target: Target,
     results: Results = Path("results"),
     watch: Annotated[bool, typer.Option("--watch", help="Follow until nothing runs any more.")] = False,
     by: Annotated[str | None, typer.Option(metavar="task|domain", help="What to count by.")] = None,
@@ -178,7 +179,7 @@ def _status_json(folder: Path, runs: list[RunState], eta_s: float | None, launch
 
 @app.command("cancel")
 def cancel_command(
-    file: SweepFile,
+    target: Target,
     patterns: Annotated[
         list[str] | None, typer.Argument(metavar="[PATTERN]...", help="Only runs that match, such as 'sac/*'.")
     ] = None,
@@ -190,17 +191,22 @@ def cancel_command(
     from sweeps.local import LocalExecutor
 
     out = text.console()
-    _, content = spec.read(file)
-    folder = plan.sweep_folder(content.name, results)
+    folder = target if target.is_dir() else plan.sweep_folder(spec.read(target)[1].name, results)
     cancelled = launch.cancel(folder, LocalExecutor(), patterns or (), grace_s)
     for described in cancelled.stopped:
-        out.print(f"stopped {described}")
+        out.print(f"stopped {described}", soft_wrap=True)
     for described in cancelled.elsewhere:
-        out.print(f"not on this machine, cancel it there: {described}")
+        out.print(f"not on this machine, cancel it there: {described}", soft_wrap=True)
     if cancelled.killed:
         pids = ", ".join(str(process.pid) for process in cancelled.killed)
-        out.print(f"killed after {grace_s:g} s without an end: {pids}; work since the last checkpoint is lost")
+        out.print(
+            f"killed after {grace_s:g} s without an end: {pids}; work since the last checkpoint is lost", soft_wrap=True
+        )
     if cancelled.stopped:
-        out.print(f"{text.plural(len(cancelled.runs), 'run')} cancelled; `bench sweep launch {file}` goes on with them")
+        out.print(
+            f"{text.plural(len(cancelled.runs), 'run')} cancelled; launching again goes on with them", soft_wrap=True
+        )
     elif not cancelled.elsewhere:
-        out.print("nothing to cancel: no launch works on " + ("runs that match" if patterns else f"{folder}"))
+        out.print(
+            "nothing to cancel: no launch works on " + ("runs that match" if patterns else f"{folder}"), soft_wrap=True
+        )

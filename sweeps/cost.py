@@ -133,7 +133,9 @@ def rate_of(fleet: Fleet, device: str, measured: Sequence[Measurement]) -> Rate 
     nearest = max(map(nearness, fitting))
     best = [m for m in fitting if nearness(m) == nearest]
     kinds = ", ".join(dict.fromkeys(m.kind for m in best))
-    where = best[0].task or "any task" if nearest[1] else f"{best[0].task or 'any task'}, not {spec.task}"
+    where = best[0].task or "no single task"
+    if best[0].task not in (None, spec.task):
+        where += f", not {spec.task}"
     host = "this machine" if nearest[0] else best[0].host
     source = f"{len(best)} × {kinds} ({where}; {device}, {host})"
     return Rate(median(m.agent_steps_per_s for m in best), source)

@@ -23,7 +23,7 @@ from sweeps.spec import AgentChoice, Exclusion, Resources, SweepFile
 ANY_AGENT = "agent"
 """First part of an override that holds for every agent with that hyperparameter."""
 
-LABEL_CHARS = 48
+LABEL_CHARS = 32
 """A label made from overrides is cut at this length, with a hash behind it."""
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean, median
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -87,17 +87,18 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
     """Show progress until no launch of the sweep lives and no run of it is running.
 
     Args:
-        out: a terminal gets a live display, anything else a line for each fleet every `line_every_s` seconds.
+        out: a terminal gets a live display, anything else a line for each fleet every `line_every_s` seconds,
+            and whenever a run changed its state.
         folder: the sweep's folder.
         read: the states of the sweep's runs, read anew.
 
     Returns:
         0 if every run is done, else 1; each failed run is named with its error.
     """
-    display = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
-    printed_at = float("-inf")
+    screen = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
+    printed, printed_at = "", float("-inf")
     ended = {run.spec.run_id for run in read() if run.state in ("done", "failed")}
-    with display or nullcontext():
+    with screen or nullcontext():
         while True:
             live = record.live(folder)  # before the states: what ends in between is then seen as ended
             runs = read()
@@ -107,11 +108,11 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
                     _say_ended(out, run)
             if not live and not any(run.state == "running" for run in runs):
                 break
-            if display is not None:
-                display.update(_table(runs, live), refresh=True)
-            elif time.monotonic() - printed_at >= line_every_s:
+            if screen is not None:
+                screen.update(display(runs, live), refresh=True)
+            elif tally(runs) != printed or time.monotonic() - printed_at >= line_every_s:
                 _print_lines(out, runs, live)
-                printed_at = time.monotonic()
+                printed, printed_at = tally(runs), time.monotonic()
             time.sleep(min(REFRESH_S, line_every_s))
     return _conclude(out, runs)
 
@@ -128,11 +129,12 @@ def _print_lines(out: Console, runs: Sequence[RunState], live: Sequence[LaunchRe
         out.print(f"{_clock()}   {' · '.join(row)}", soft_wrap=True)
 
 
-def _table(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> Table:
-    table = Table(title=summary(runs, live), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
+def display(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> RenderableType:
+    """What a terminal shows: the summary, and a line for each fleet that trains."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in rows(runs, live):
         table.add_row(*row)
-    return table
+    return Group(summary(runs, live), table)
 
 
 def _conclude(out: Console, runs: Sequence[RunState]) -> int:
@@ -141,7 +143,7 @@ def _conclude(out: Console, runs: Sequence[RunState]) -> int:
     out.print(f"ended: {tally(runs)}")
     show_failures(out, failed)
     if left:
-        out.print(f"{plural(len(left), 'run')} unfinished: launch again to go on")
+        out.print(f"{plural(len(left), 'run')} unfinished: launch again to go on", soft_wrap=True)
     return 1 if failed or left else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -54,23 +55,28 @@ def tally(runs: Iterable[RunState]) -> str:
 def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str) -> None:
     """The matrix, the fleets that a launch would start, and what they cost."""
     agents, cells = plan.matrix(made.runs)
-    out.print(f"{made.sweep.name}: {plural(len(made.runs), 'run')} in {made.folder}: {tally(made.runs)}")
-    table = Table("task", *agents, header_style="bold")
+    out.print(
+        f"{made.sweep.name}: {plural(len(made.runs), 'run')} in {made.folder}: {tally(made.runs)}", soft_wrap=True
+    )
+    table = Table("task", *agents, header_style="bold", box=box.SIMPLE)
     for task, row in cells.items():
         table.add_row(task, *(tally(row[agent]) if agent in row else "–" for agent in agents))
     out.print(table)
     show_failures(out, made.runs)
     if not costs:
-        out.print("Nothing to start.")
+        out.print("Nothing to start.", soft_wrap=True)
         return
     resources = made.sweep.resources
     slots = min(resources.slots, len(costs))
     runs = sum(len(item.fleet.runs) for item in costs)
     out.print(
         f"To start: {plural(runs, 'run')} in {plural(len(costs), 'fleet')}, {plural(slots, 'slot')} on {device}; "
-        f"worker {' '.join(worker_options(resources))}"
+        f"worker {' '.join(worker_options(resources))}",
+        soft_wrap=True,
     )
-    table = Table("fleet", "runs", "env steps", "agent steps", "time", "measured speed", header_style="bold")
+    table = Table(
+        "fleet", "runs", "env steps", "agent steps", "time", "measured speed", header_style="bold", box=box.SIMPLE
+    )
     for item in costs[:MOST_FLEETS_SHOWN]:
         left = item.fleet.left_agent_steps
         speed = "unknown: nothing like it was measured"
@@ -86,7 +92,7 @@ def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str)
         )
     out.print(table)
     if len(costs) > MOST_FLEETS_SHOWN:
-        out.print(f"… and {plural(len(costs) - MOST_FLEETS_SHOWN, 'more fleet')} (--json lists all)")
+        out.print(f"… and {plural(len(costs) - MOST_FLEETS_SHOWN, 'more fleet')} (--json lists all)", soft_wrap=True)
     _show_totals(out, made, costs, slots)
 
 
@@ -94,32 +100,35 @@ def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], slots: in
     todo = [run for item in costs for run in item.fleet.runs]
     env_steps = sum(run.left_agent_steps * run.spec.action_repeat for run in todo)
     agent_steps = sum(run.left_agent_steps for run in todo)
-    out.print(f"Steps: {env_steps:,} env steps, {agent_steps:,} agent steps over all runs")
+    out.print(f"Steps: {env_steps:,} env steps, {agent_steps:,} agent steps over all runs", soft_wrap=True)
     known = [item for item in costs if item.wall_s is not None]
     unknown = len(costs) - len(known)
     busy_s = sum(item.wall_s or 0.0 for item in known)
     if not known:
-        out.print("Time: unknown, no speed was measured; train one run, or see `bench speed`")
+        out.print("Time: unknown, no speed was measured; train one run, or see `bench speed`", soft_wrap=True)
     else:
         more = f", and {plural(unknown, 'fleet')} of unknown cost" if unknown else ""
         text = f"{duration(makespan_s(costs, slots))} with {plural(slots, 'slot')} ({duration(busy_s)} of one slot)"
-        out.print(f"Time: {text}{more}")
+        out.print(f"Time: {text}{more}", soft_wrap=True)
     needs = [[plan.replay_bytes(made.sweep, run.spec) for run in item.fleet.runs] for item in costs]
     if any(need is None for fleet in needs for need in fleet):
-        out.print("Disk: unknown for image observations")
+        out.print("Disk: unknown for image observations", soft_wrap=True)
         return
     fleets = sorted((sum(need or 0 for need in fleet) for fleet in needs), reverse=True)
     kept = "kept" if made.sweep.resources.keep_replay else "removed when a run is done"
     at_once, all_runs = size(sum(fleets[:slots])), size(sum(fleets))
-    out.print(f"Disk: replay logs of up to {at_once} at a time, {all_runs} over all runs ({kept}), besides checkpoints")
+    out.print(
+        f"Disk: replay logs of up to {at_once} at a time, {all_runs} over all runs ({kept}), besides checkpoints",
+        soft_wrap=True,
+    )
 
 
 def show_status(out: Console, title: str, runs: Sequence[RunState], by: str | None, eta: str | None) -> None:
     """Counts and progress by agent and task (or domain), and the failures."""
     tasks = {run.spec.task for run in runs}
     key = by or ("task" if len(tasks) <= MOST_TASKS_BY_NAME else "domain")
-    out.print(f"{title}: {plural(len(runs), 'run')}: {tally(runs)}{f'; {eta}' if eta else ''}")
-    table = Table("agent", key, *STATES, "env steps", "done %", "ETA of running", header_style="bold")
+    out.print(f"{title}: {plural(len(runs), 'run')}: {tally(runs)}{f'; {eta}' if eta else ''}", soft_wrap=True)
+    table = Table("agent", key, *STATES, "env steps", "done %", "ETA of running", header_style="bold", box=box.SIMPLE)
     rows: dict[tuple[str, str], list[RunState]] = {}
     for run in runs:
         rows.setdefault((plan.agent_title(run.spec), getattr(run.spec, key)), []).append(run)
@@ -146,22 +155,25 @@ def show_failures(out: Console, runs: Sequence[RunState]) -> None:
     for run in failed[:MOST_FAILURES_SHOWN]:
         out.print(f"failed {run.spec.run_id}: {run.error}", style="red", soft_wrap=True)
     if len(failed) > MOST_FAILURES_SHOWN:
-        out.print(f"… and {plural(len(failed) - MOST_FAILURES_SHOWN, 'more failure')} (--json lists all)")
+        out.print(
+            f"… and {plural(len(failed) - MOST_FAILURES_SHOWN, 'more failure')} (--json lists all)", soft_wrap=True
+        )
 
 
 def show_launched(out: Console, launched: Launched, described: str | None, file: str) -> None:
     """What a launch started, and what it left alone and why."""
     if launched.record is not None:
         runs = sum(len(fleet.runs) for fleet in launched.fleets)
-        out.print(f"started {plural(runs, 'run')} in {plural(len(launched.fleets), 'fleet')}: {described}")
-    for owner, group in launched.busy.items():
-        out.print(f"{plural(len(group), 'run')} already running or queued by {owner}: left alone")
-    if launched.done:
-        out.print(f"{plural(len(launched.done), 'run')} done already: skipped")
-    if launched.failed:
         out.print(
-            f"{plural(len(launched.failed), 'run')} failed before: skipped; `bench sweep retry {file}` starts them"
+            f"started {plural(runs, 'run')} in {plural(len(launched.fleets), 'fleet')}: {described}", soft_wrap=True
         )
+    for owner, group in launched.busy.items():
+        out.print(f"{plural(len(group), 'run')} already running or queued by {owner}: left alone", soft_wrap=True)
+    if launched.done:
+        out.print(f"{plural(len(launched.done), 'run')} done already: skipped", soft_wrap=True)
+    if launched.failed:
+        count = plural(len(launched.failed), "run")
+        out.print(f"{count} failed before: skipped; `bench sweep retry {file}` starts them again", soft_wrap=True)
         show_failures(out, launched.failed)
     if launched.record is None and not launched.busy:
-        out.print("nothing to start")
+        out.print("nothing to start", soft_wrap=True)

@@ -1,0 +1,142 @@
+"""What a sweep file stands for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sweeps import expand, plan
+
+QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
+
+
+def test_quickstart_is_valid() -> None:
+    sweep = expand.load(QUICKSTART)
+    assert {run.agent for run in sweep.runs} == {"tdmpc2", "sac"}
+    assert len(sweep.tasks) >= 3
+    assert len({run.seed for run in sweep.runs}) >= 2
+
+
+def test_agent_forms(write: Callable[[str], Path]) -> None:
+    tail = "\ntasks: cup-catch\nseeds: 1\nname: x\n"
+    mapping = expand.load(write("agents: {sac: {hidden_dim: 64}, tdmpc2: }" + tail)).runs
+    entries = expand.load(write("agents: [{agent: sac, hyperparameters: {hidden_dim: 64}}, tdmpc2]" + tail)).runs
+    assert mapping == entries
+    assert [(run.agent, run.variant) for run in mapping] == [("sac", "hidden_dim=64"), ("tdmpc2", "default")]
+    assert mapping[0].hyperparameters["hidden_dim"] == 64
+    assert mapping[0].hyperparameters["tau"] == 0.005  # defaults are written out
+
+
+def test_overrides_reach_only_agents_that_have_them(write: Callable[[str], Path]) -> None:
+    text = (
+        "name: x\nagents: [sac, tdmpc2]\ntasks: [cup-catch]\nseeds: [1]\n"
+        "overrides: {agent.horizon: 5, agent.batch_size: 32, sac.tau: 1e-2}\n"
+    )
+    sac, tdmpc2 = expand.load(write(text)).runs
+    assert "horizon" not in sac.hyperparameters
+    assert (sac.hyperparameters["batch_size"], sac.hyperparameters["tau"]) == (32, 0.01)
+    assert (tdmpc2.hyperparameters["batch_size"], tdmpc2.hyperparameters["horizon"]) == (32, 5)
+    assert tdmpc2.variant == "horizon=5,batch_size=32"
+
+
+def test_grid(write: Callable[[str], Path]) -> None:
+    text = (
+        "name: x\nagents: [sac, {agent: tdmpc2, variant: small, hyperparameters: {model_size: 1}}]\n"
+        "tasks: [cup-catch]\nseeds: [1]\ngrid: {tdmpc2.horizon: [3, 5], agent.batch_size: [32, 64]}\n"
+    )
+    runs = expand.load(write(text)).runs
+    assert [run.variant for run in runs] == [
+        "batch_size=32",
+        "batch_size=64",
+        *(f"small,horizon={h},batch_size={b}" for h in (3, 5) for b in (32, 64)),
+    ]
+
+
+def test_budgets_and_exclusions(write: Callable[[str], Path]) -> None:
+    text = (
+        "name: x\nagents: [sac, tdmpc2]\ntasks: [cup-catch, mw-assembly, cup-catch, pendulum-swingup]\nseeds: 3\n"
+        "env_steps: {metaworld: 400, mw-assembly: 501, '*': 2001}\n"
+        "exclude: [{agent: sac, task: metaworld}, {seed: [2, 3], task: cup-catch}]\n"
+    )
+    runs = expand.load(write(text)).runs
+    budgets = {run.task: run.budget_env_steps for run in runs}
+    assert budgets == {"cup-catch": 2000, "mw-assembly": 500, "pendulum-swingup": 2000}  # whole agent steps
+    assert {run.seed for run in runs if run.task == "cup-catch"} == {1}
+    assert {run.agent for run in runs if run.task == "mw-assembly"} == {"tdmpc2"}
+    assert len(runs) == 2 * 1 + 1 * 3 + 2 * 3
+
+
+def test_defaults_come_from_the_task(write: Callable[[str], Path]) -> None:
+    run = expand.load(write("name: x\nagents: [sac]\ntasks: [mw-assembly]\nseeds: 1\n")).runs[0]
+    assert (run.budget_env_steps, run.eval_every_env_steps, run.action_repeat) == (2_000_000, 100_000, 2)
+
+
+def test_assignments_go_over_the_file(write: Callable[[str], Path]) -> None:
+    text = "name: x\nagents: [sac]\ntasks: [cup-catch]\nseeds: 1\noverrides: {agent.tau: 0.1}\n"
+    sweep = expand.load(write(text), ["seeds=[4,5]", "resources.slots=3", "agent.tau=0.2", "sac.hidden_dim=8"])
+    assert [run.seed for run in sweep.runs] == [4, 5]
+    assert sweep.resources.slots == 3
+    assert sweep.runs[0].hyperparameters["tau"] == 0.2
+    assert sweep.runs[0].hyperparameters["hidden_dim"] == 8
+    assert sweep.assignments[0] == "seeds=[4,5]"
+
+
+def test_long_labels_are_cut_and_stay_apart(write: Callable[[str], Path]) -> None:
+    names = ["actor_lr", "critic_lr", "alpha_lr", "init_temperature"]
+    text = "name: x\nagents: [sac]\ntasks: [cup-catch]\nseeds: 1\n" + yaml.safe_dump(
+        {"overrides": {f"agent.{name}": 0.001234 for name in names}, "grid": {"agent.tau": [0.1, 0.2]}}
+    )
+    first, second = (run.variant for run in expand.load(write(text)).runs)
+    assert first != second
+    assert max(len(first), len(second)) < 60
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    agents=st.lists(st.sampled_from(["sac", "tdmpc2"]), min_size=1, unique=True),
+    tasks=st.lists(st.sampled_from(["cup-catch", "cup-spin", "metaworld", "dmcontrol", "dog-run"]), min_size=1),
+    seeds=st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True),
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True),
+    fleet=st.integers(1, 7),
+)
+def test_expansion_and_grouping_laws(
+    tmp_path: Path, agents: list[str], tasks: list[str], seeds: list[int], sizes: list[int], fleet: int
+) -> None:
+    """Expanding is deterministic, ids are unique, and fleets split the runs without mixing what cannot be mixed."""
+    path = tmp_path / "law.yaml"
+    content = {
+        "name": "law",
+        "agents": agents,
+        "tasks": tasks,
+        "seeds": seeds,
+        "grid": {"agent.batch_size": sizes},
+        "resources": {"fleet": fleet},
+    }
+    path.write_text(yaml.safe_dump(content))
+    sweep = expand.load(path)
+    assert expand.load(path).runs == sweep.runs
+    ids = [run.run_id for run in sweep.runs]
+    assert len(set(ids)) == len(ids) == len(agents) * len(sweep.tasks) * len(seeds) * len(sizes)
+    fleets = plan.make(sweep, tmp_path / "results").fleets
+    assert sorted(itertools.chain.from_iterable(f.run_ids for f in fleets)) == sorted(ids)
+    for f in fleets:
+        assert len(f.runs) <= fleet
+        specs = [run.spec for run in f.runs]
+        assert len({spec.model_dump_json(exclude={"task", "seed"}) for spec in specs}) == 1
+        assert len({(sweep.tasks[s.task].obs_size, sweep.tasks[s.task].action_size) for s in specs}) == 1
+
+
+@pytest.mark.parametrize(("text", "value"), [("3e-4", 3e-4), ("1e6", 1_000_000), ("1.5E+2", 150), ("5", 5)])
+def test_numbers_are_numbers(text: str, value: float, write: Callable[[str], Path]) -> None:
+    """YAML 1.1 takes 3e-4 for a string; a sweep file must not."""
+    sweep = expand.load(
+        write(f"name: x\nagents: {{tdmpc2: {{vmax: {text}}}}}\ntasks: [cup-catch]\nseeds: 1\nenv_steps: 1e6\n")
+    )
+    assert sweep.runs[0].hyperparameters["vmax"] == value
+    assert sweep.runs[0].budget_env_steps == 1_000_000
