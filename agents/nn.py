@@ -205,6 +205,7 @@ def load_optimizer_states(optimizer: torch.optim.Optimizer, states: Sequence[Seq
         ValueError: the runs have taken different numbers of steps, so they cannot train in lockstep.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.state.clear()
     for index, parameter in enumerate(parameters):
         parts = [state[index] for state in states]
         merged: dict[str, Tensor] = {}

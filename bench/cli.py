@@ -66,7 +66,7 @@ def agents_command(as_json: Annotated[bool, typer.Option("--json", help="For pro
     """List the agents with their observation kinds, largest fleet and hyperparameters."""
     from agents.registry import agents
 
-    described = [
+    described: list[dict[str, Any]] = [
         {
             "name": entry.name,
             "summary": entry.summary,

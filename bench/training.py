@@ -280,8 +280,9 @@ class Fleet:
             }
             checkpoint.save(run_dir, counters.agent_steps, state)
             # The two checkpoints that are kept may need episodes from before the older one, and nothing earlier.
-            if self._log_positions[run] is not None:
-                log.discard_before(self._log_positions[run], self.agent.replay.capacity)
+            older = self._log_positions[run]
+            if older is not None:
+                log.discard_before(older, self.agent.replay.capacity)
             self._log_positions[run] = log.position()
         self._saved_at = time.monotonic()
 

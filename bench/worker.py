@@ -98,8 +98,8 @@ def _train_fleet(
         return Outcome(failed=False) if fleet.train() else None
     except RunsFailed as failure:
         errors = failure.errors
-    except Exception as error:  # noqa: BLE001 - whatever it is belongs into failed.json, with its traceback
-        errors = dict.fromkeys(range(len(runs)), error)
+    except Exception as whatever:  # noqa: BLE001 - whatever it is belongs into failed.json, with its traceback
+        errors = dict.fromkeys(range(len(runs)), whatever)
     finally:
         for sink in sinks:
             sink.close()
