@@ -254,8 +254,6 @@ class SAC:
         load_module_states(self.target, [state["target"] for state in states])
         with torch.no_grad():
             self.log_alpha.copy_(torch.stack([state["log_alpha"] for state in states]))
-        for optimizer in (self.critic_optimizer, self.policy_optimizer):
-            optimizer.state.clear()  # a state from before the first update has nothing to put in its place
         load_optimizer_states(self.critic_optimizer, [state["critic_optimizer"] for state in states])
         load_optimizer_states(self.policy_optimizer, [state["policy_optimizer"] for state in states])
         self.explore_noise.load([state["explore_noise"] for state in states])

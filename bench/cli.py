@@ -200,6 +200,42 @@ def _options(
     return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()))
 
 
+@app.command("speed")
+def speed_command(
+    agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")] = "tdmpc2",
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
+    fleet: Annotated[str, typer.Option(help="Fleet sizes, separated by commas.")] = "1,2,4",
+    task: Annotated[str, typer.Option(help="Its sizes and its simulator are used.")] = "walker-walk",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
+    calls: Annotated[int, typer.Option(min=4, help="Timed calls of each kind.")] = 20,
+    results: Annotated[Path, typer.Option(help="Writes speed/<machine>.json below, for `bench sweep plan`.")] = Path(
+        "results"
+    ),
+) -> None:
+    """Measure update, act and training rates by fleet size, and keep them for the cost estimates of sweeps."""
+    import torch
+
+    from bench import speed
+    from bench.training import TrainOptions
+    from bench.worker import prepare
+
+    if not all(size.strip().isdigit() and int(size) > 0 for size in fleet.split(",")):
+        raise UserError(f"--fleet '{fleet}': give fleet sizes separated by commas, for example 1,2,4")
+    prepare(TrainOptions(device=device, threads=threads))
+    typer.echo(f"{agent} on {task}, {device}, {threads} threads; medians ± half the interquartile range")
+    typer.echo("fleet    update ms         act ms            env ms   agent steps/s a run   in all")
+    measured = []
+    for size in map(int, fleet.split(",")):
+        one = speed.measure(agent, parse_overrides(overrides or []), task, size, torch.device(device), calls)
+        measured.append(one)
+        typer.echo(
+            f"{size:5}{one.update_ms:11.2f} ± {one.update_spread_ms:<6.2f}{one.act_ms:9.2f} ± {one.act_spread_ms:<6.2f}"
+            f"{one.env_ms:9.2f}{one.loop_agent_steps_per_s:21.2f}{size * one.loop_agent_steps_per_s:9.2f}"
+        )
+    typer.echo(f"written to {speed.write(measured, device, results)}")
+
+
 @app.command("worker")
 def worker_command(
     runs: Annotated[list[Path], typer.Argument(help="Run directories that train as one fleet.")],
