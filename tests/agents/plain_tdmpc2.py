@@ -242,7 +242,10 @@ class PlainRun:
                 for p, online in zip(slow.parameters(), fast.parameters(), strict=True):
                     p += hp.tau * (online - p)
         losses = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value, "total_loss": total}
-        return {name: float(x) for name, x in (losses | {"grad_norm": grad_norm} | metrics).items()}
+        return {
+            name: float(torch.as_tensor(x).detach())
+            for name, x in (losses | {"grad_norm": grad_norm} | metrics).items()
+        }
 
     def update_policy(self, zs, draws):
         hp, a = self.hp, self.action_size
