@@ -111,7 +111,8 @@ CASES = {
     ),
     "budget of an unknown task": (
         HEAD + "env_steps: {cup-spinn: 100}\n",
-        "s.yaml:5: env_steps.cup-spinn: unknown task or set 'cup-spinn': did you mean cup-spin, pendulum-spin, finger-spin?",
+        "s.yaml:5: env_steps.cup-spinn: unknown task or set 'cup-spinn': did you mean cup-spin, "
+        "pendulum-spin, finger-spin?",
     ),
     "budget below an agent step": (
         HEAD + "env_steps: 1\n",
