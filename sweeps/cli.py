@@ -93,12 +93,12 @@ def retry_command(
 
 
 def _launch(sweep: Sweep, results: Path, wait: bool, wanted: Callable[[RunState], bool] | None = None) -> None:
-    from sweeps import launch, text
+    from sweeps import launch, plan, text
     from sweeps.local import LocalExecutor
 
     executor = LocalExecutor()
     out = text.console()
-    launched = launch.launch(sweep, results, executor, wanted or launch.is_startable)
+    launched = launch.launch(sweep, results, executor, wanted or plan.is_startable)
     described = executor.describe(launched.record) if launched.record else None
     text.show_launched(out, launched, described, str(sweep.path))
     if wait:

@@ -94,7 +94,8 @@ def _tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> list[Task
         try:
             found |= {task.name: task for task in task_table.expand([selector]) if task.name not in found}
         except UserError as error:
-            raise doc.error((*where, index), error) from error
+            place = (*where, index)  # a single name need not be a list
+            raise doc.error(place if place in doc.lines else where, error) from error
     if not found:
         raise doc.error(where, "the matrix is empty: no task is selected")
     return list(found.values())
@@ -124,6 +125,9 @@ def _budgets(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> dict[str
         if not budgets[task.name]:
             message = f"{budget} is less than one agent step of {task.name} ({task.action_repeat} env steps)"
             raise doc.error(("env_steps",), message)
+        if (sweep.eval_every_env_steps or task.action_repeat) < task.action_repeat:
+            message = f"is less than one agent step of {task.name} ({task.action_repeat} env steps)"
+            raise doc.error(("eval_every_env_steps",), f"{sweep.eval_every_env_steps} {message}")
     return budgets
 
 

@@ -79,8 +79,8 @@ def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | Non
 
 
 def summary(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> str:
-    """`2 running, 3 done · ETA 12 min`."""
-    return f"{tally(runs)} · ETA {duration(eta_s(runs, live))}"
+    """`2 running, 3 done · ETA 12 min`; without an ETA where no launch works."""
+    return f"{tally(runs)} · ETA {duration(eta_s(runs, live))}" if live else tally(runs)
 
 
 def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_every_s: float = LINE_EVERY_S) -> int:

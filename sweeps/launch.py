@@ -62,6 +62,8 @@ class Launched:
     """Failed before this launch, and left alone."""
     busy: Mapping[str, tuple[RunState, ...]]
     """Runs left alone because they are already taken: who has them -> runs."""
+    ended: tuple[RunState, ...]
+    """Runs that reached a smaller budget and cannot go on: they kept no replay."""
 
 
 def worker_options(resources: Resources) -> list[str]:
@@ -97,16 +99,11 @@ def visible_gpus(resources: Resources, slots: int) -> list[str | None]:
     return [chosen[slot % len(chosen)] for slot in range(slots)]
 
 
-def is_startable(run: RunState) -> bool:
-    """What a launch starts: runs that nothing has begun, or whose process is gone. Failed ones wait for `retry`."""
-    return run.state in plan.STARTABLE
-
-
 def launch(
     sweep: Sweep,
     results: Path,
     executor: Executor,
-    wanted: Callable[[RunState], bool] = is_startable,
+    wanted: Callable[[RunState], bool] = plan.is_startable,
     worker: Sequence[str] | None = None,
 ) -> Launched:
     """Start the runs of a sweep that are wanted and that nobody else has.
@@ -143,6 +140,7 @@ def launch(
         done=tuple(run for run in runs if run.state == "done"),
         failed=tuple(run for run in runs if run.state == "failed" and run.spec.run_id not in chosen),
         busy={owner: tuple(group) for owner, group in busy.items()},
+        ended=tuple(run for run in runs if not run.extendable),
     )
 
 

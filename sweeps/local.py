@@ -78,9 +78,9 @@ class LocalExecutor:
         return killed + kill(_processes(record, "worker", "slot", "controller"))
 
     def describe(self, record: LaunchRecord) -> str:
-        """`launch 20260101-120000: 2 slots on this machine (processes 41, 42)`."""
+        """`launch 20260101-120000: 2 slots on this machine (process 41, 42)`."""
         pids = [str(slot.processes["slot"].pid) for slot in record.slots() if "slot" in slot.processes]
-        shown = f" (processes {', '.join(pids)})" if pids else ""
+        shown = f" (process {', '.join(pids)})" if pids else ""
         count = record.info["slots"]
         return f"launch {record.name}: {count} slot{'s' if count > 1 else ''} on {record.info['host']}{shown}"
 

@@ -76,6 +76,11 @@ def sweep_folder(name: str, results: Path) -> Path:
     return results / name
 
 
+def is_startable(run: RunState) -> bool:
+    """What a launch starts: runs that nothing has begun, or whose process is gone. Failed ones wait for `retry`."""
+    return run.state in STARTABLE and run.extendable
+
+
 def make(sweep: Sweep, results: Path) -> Plan:
     """Read what is already there and group what is to do. Writes nothing.
 
@@ -85,7 +90,7 @@ def make(sweep: Sweep, results: Path) -> Plan:
     """
     folder = sweep_folder(sweep.name, results)
     runs = state.read_all(folder, sweep.runs)
-    return Plan(sweep, folder, tuple(runs), tuple(group(sweep, [run for run in runs if run.state in STARTABLE])))
+    return Plan(sweep, folder, tuple(runs), tuple(group(sweep, filter(is_startable, runs))))
 
 
 def group(sweep: Sweep, runs: Iterable[RunState]) -> list[Fleet]:

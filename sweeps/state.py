@@ -22,6 +22,8 @@ class RunState:
     progress: Progress
     error: str | None
     """What stopped a failed run, on one line."""
+    extendable: bool = True
+    """False for a run that reached a smaller budget and kept no replay to go on with."""
 
     @property
     def state(self) -> str:
@@ -47,9 +49,11 @@ def read(directory: RunDir, spec: RunSpec) -> RunState:
     try:
         progress = directory.progress(spec.budget_env_steps)
         error = _error(directory) if progress.state == "failed" else None
+        done = directory.read_json("done.json") if progress.state == "pending" else None
+        extendable = done is None or bool(done.get("replay_kept", True))
     except UserError as damage:
-        progress, error = Progress("failed", 0, None, None, 0.0, None), str(damage)
-    return RunState(spec, directory, progress, error)
+        progress, error, extendable = Progress("failed", 0, None, None, 0.0, None), str(damage), True
+    return RunState(spec, directory, progress, error, extendable)
 
 
 def read_all(folder: Path, specs: Iterable[RunSpec]) -> list[RunState]:

@@ -63,6 +63,7 @@ def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str)
         table.add_row(task, *(tally(row[agent]) if agent in row else "–" for agent in agents))
     out.print(table)
     show_failures(out, made.runs)
+    show_ended(out, [run for run in made.runs if not run.extendable])
     if not costs:
         out.print("Nothing to start.", soft_wrap=True)
         return
@@ -160,6 +161,16 @@ def show_failures(out: Console, runs: Sequence[RunState]) -> None:
         )
 
 
+def show_ended(out: Console, runs: Sequence[RunState]) -> None:
+    """Runs that would have to go on from a smaller budget but cannot."""
+    if runs:
+        out.print(
+            f"{plural(len(runs), 'run')} ended at a smaller budget and kept no replay, so cannot be extended: "
+            f"left alone; move {runs[0].directory.path} away to train it anew (resources.keep_replay keeps the replay)",
+            soft_wrap=True,
+        )
+
+
 def show_launched(out: Console, launched: Launched, described: str | None, file: str) -> None:
     """What a launch started, and what it left alone and why."""
     if launched.record is not None:
@@ -175,5 +186,6 @@ def show_launched(out: Console, launched: Launched, described: str | None, file:
         count = plural(len(launched.failed), "run")
         out.print(f"{count} failed before: skipped; `bench sweep retry {file}` starts them again", soft_wrap=True)
         show_failures(out, launched.failed)
+    show_ended(out, launched.ended)
     if launched.record is None and not launched.busy:
         out.print("nothing to start", soft_wrap=True)

@@ -86,9 +86,11 @@ def test_launch_wait_failure_and_retry(write: Write, results: Path, behave: Beha
     assert [run["error"] for run in value["runs"]] == [None, "ValueError: the reward was not a number"]
     assert value["launches"] == []
     behave()
+    assert "nothing to start" in call("retry", file, "--results", results, "--run", "cup-catch/seed1").stdout
     retried = call("retry", file, "--results", results, "--wait", "--run", "cup-catch/*")
     assert retried.exit_code == 0, retried.stdout
     assert "started 1 run in 1 fleet" in retried.stdout
+    assert record.records(results / "x")[-1].info["retried"][0]["error"] == "ValueError: the reward was not a number"
     by_folder = json.loads(call("status", results, "--json").stdout)
     assert by_folder["counts"]["done"] == 2
 

@@ -109,9 +109,18 @@ CASES = {
         HEAD + "env_steps: {cup-spin: 100}\n",
         "s.yaml:5: env_steps.cup-spin: names no task of this sweep",
     ),
+    "budget of an unknown task": (
+        HEAD + "env_steps: {cup-spinn: 100}\n",
+        "s.yaml:5: env_steps.cup-spinn: unknown task or set 'cup-spinn': did you mean cup-spin, "
+        "pendulum-spin, finger-spin?",
+    ),
     "budget below an agent step": (
         HEAD + "env_steps: 1\n",
         "s.yaml:5: env_steps: 1 is less than one agent step of cup-catch (2 env steps)",
+    ),
+    "evaluation more often than agent steps": (
+        HEAD + "eval_every_env_steps: 1\n",
+        "s.yaml:5: eval_every_env_steps: 1 is less than one agent step of cup-catch (2 env steps)",
     ),
     "observation kind": (
         "name: x\nagents:\n  - {agent: sac, obs: sound}\ntasks: [cup-catch]\nseeds: 2\n",

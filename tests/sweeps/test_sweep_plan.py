@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from agents import registry
 from bench.errors import UserError
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
-from sweeps import cost, expand, plan
+from sweeps import cost, expand, plan, text
 
 TEXT = """\
 name: x
@@ -70,6 +72,16 @@ def test_a_larger_budget_makes_a_done_run_pending(write: Callable[[str], Path], 
     assert larger.runs[0].state == "pending"
     assert larger.runs[0].left_agent_steps == 500  # 1000 env steps with an action repeat of 2
     assert plan.make(expand.load(write(TEXT), ["env_steps=1000"]), tmp_path).runs[0].state == "done"
+
+
+def test_a_run_without_its_replay_is_not_extended(write: Callable[[str], Path], tmp_path: Path) -> None:
+    run = finish(tmp_path / "x", expand.load(write(TEXT)).runs[0])
+    run.mark_done(env_steps=2000, replay_kept=False)
+    larger = plan.make(expand.load(write(TEXT), ["env_steps=3000", "seeds=1", "tasks=cup-catch"]), tmp_path)
+    assert (larger.runs[0].state, larger.runs[0].extendable, larger.fleets) == ("pending", False, ())
+    out = io.StringIO()
+    text.show_plan(Console(file=out, width=300), larger, [], "cpu")
+    assert "1 run ended at a smaller budget and kept no replay, so cannot be extended: left alone" in out.getvalue()
 
 
 def test_a_damaged_run_is_named_and_not_fatal(write: Callable[[str], Path], tmp_path: Path) -> None:
