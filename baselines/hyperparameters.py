@@ -12,7 +12,7 @@ class SAC(BaseModel):
     table's action repeat (pytorch_sac has none), which belongs to the environment and is no hyperparameter here.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     batch_size: int = Field(default=512, ge=1)
     """Transitions in a batch, for each run."""

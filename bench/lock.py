@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from bench.errors import UserError
+from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, RunDir
-
-
-def process_started(pid: int) -> float | None:
-    """When a process of this machine started, seconds since 1970; None if there is none. Tells a reused pid apart."""
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
 
 
 class RunLock:
@@ -47,36 +36,34 @@ class RunLock:
                 owner = self._owner()
                 if owner is not None and not self._gone(owner):
                     raise UserError(
-                        f"run {self.run.spec.run_id} is being trained by process {owner['pid']} on {owner['host']}: "
+                        f"run {self.run.spec.run_id} is being trained by process {owner.pid} on {owner.host}: "
                         "wait for it, or end that process"
                     ) from None
                 self.path.unlink(missing_ok=True)
                 continue
-            me = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_started(os.getpid())}
             with os.fdopen(handle, "w") as file:
-                json.dump(me, file)
+                json.dump(Process.current().to_json(), file)
                 file.flush()
                 os.fsync(file.fileno())
             return
         raise UserError(f"cannot take {self.path}: another process keeps taking it")
 
-    def _owner(self) -> dict[str, Any] | None:
+    def _owner(self) -> Process | None:
         try:
-            owner: dict[str, Any] = json.loads(self.path.read_text())
+            return Process.from_json(json.loads(self.path.read_text()))
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, KeyError):
             # Made but not yet filled in: its owner died in between, or needs a moment more.
             time.sleep(1.0)
             try:
-                owner = json.loads(self.path.read_text())
-            except (FileNotFoundError, json.JSONDecodeError):
+                return Process.from_json(json.loads(self.path.read_text()))
+            except (FileNotFoundError, json.JSONDecodeError, KeyError):
                 return None
-        return owner
 
-    def _gone(self, owner: dict[str, Any]) -> bool:
-        if owner["host"] == socket.gethostname():
-            return process_started(owner["pid"]) != owner["started"]
+    def _gone(self, owner: Process) -> bool:
+        if owner.is_here:
+            return not owner.alive
         beat = self.run.read_json("heartbeat")
         last = beat["time"] if beat else self.path.stat().st_mtime
         return time.time() - float(last) > STALE_AFTER_S

@@ -42,14 +42,16 @@ class Monitor:
         self.history: deque[tuple[float, int]] = deque()
         self.beaten_at = self.printed_at = float("-inf")
 
-    def rate(self, agent_steps: int) -> float:
-        """Agent steps per second of one run, over the last minute."""
-        now = time.monotonic()
-        self.history.append((now, agent_steps))
-        while len(self.history) > 2 and now - self.history[0][0] > RATE_OVER_S:
-            self.history.popleft()
-        since, steps = self.history[0]
-        return (agent_steps - steps) / (now - since) if now > since else 0.0
+    @property
+    def rate(self) -> float | None:
+        """Agent steps per second of one run, over the last minute of beats.
+
+        None where there is nothing to go by: at the start, and in a burst of updates after the seed phase.
+        """
+        if len(self.history) < 2 or self.history[-1][1] == self.history[-2][1]:
+            return None
+        (since, before), (until, after) = self.history[0], self.history[-1]
+        return (after - before) / (until - since)
 
     def resumed(self, agent_steps: int) -> None:
         """Training goes on from a checkpoint: the rate counts from here."""
@@ -60,9 +62,11 @@ class Monitor:
         """Called at every step; beats and prints when it is time to."""
         now = time.monotonic()
         if now - self.beaten_at >= BEAT_EVERY_S:
-            rate = self.rate(agent_steps)
+            self.history.append((now, agent_steps))
+            while now - self.history[0][0] > RATE_OVER_S:
+                self.history.popleft()
             for run in range(len(self.runs)):
-                self._beat(run, agent_steps, rate, wall_s[run])
+                self._beat(run, agent_steps, self.rate, wall_s[run])
             self.beaten_at = now
         if self.console is not None and now - self.printed_at >= LINE_EVERY_S:
             self._line(agent_steps)
@@ -110,10 +114,10 @@ class Monitor:
 
     def _line(self, agent_steps: int) -> None:
         repeat, budget = self.specs[0].action_repeat, self.specs[0].budget_env_steps
-        rate = self.rate(agent_steps)
+        rate = self.rate
         shown = " ".join("–" if value is None else f"{value:.0f}" for value in self.returns)
+        speed = f"{rate * len(self.runs):.1f}" if rate else "–"
         left = duration((budget // repeat - agent_steps) / rate) if rate else "–"
         self.note(
-            f"{agent_steps * repeat:,}/{budget:,} env steps · return {shown} · "
-            f"{rate * len(self.runs):.1f} agent steps/s · ETA {left}"
+            f"{agent_steps * repeat:,}/{budget:,} env steps · return {shown} · {speed} agent steps/s · ETA {left}"
         )

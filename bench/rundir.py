@@ -18,8 +18,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import socket
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +30,7 @@ from pydantic import ValidationError
 
 from bench import atomic
 from bench.errors import UserError
+from bench.processes import Process
 from bench.runspec import RunSpec
 from bench.schema import EVAL_CSV, SCHEMA_VERSION
 
@@ -171,9 +170,8 @@ class RunDir:
 
     @staticmethod
     def _owner_gone(beat: Mapping[str, Any], age_s: float) -> bool:
-        if age_s > STALE_AFTER_S:
-            return True
-        return bool(beat["host"] == socket.gethostname() and not Path(f"/proc/{beat['pid']}").exists())
+        owner = Process.from_json(beat["process"])
+        return age_s > STALE_AFTER_S or (owner.is_here and not owner.alive)
 
     # Writing
 
@@ -229,7 +227,7 @@ class RunDir:
 
     def beat(self, **values: Any) -> None:
         """Say that the run lives: env_steps, agent_steps_per_s, return, wall_s."""
-        owner = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "ended": False}
+        owner = {"time": time.time(), "process": Process.current().to_json(), "ended": False}
         atomic.write_json(self.path / "heartbeat", owner | values)
 
     def end_beat(self) -> None:

@@ -207,7 +207,7 @@ class Fleet:
         counters = self.counters
         finished, self.collector.finished = self.collector.finished, []
         metrics = {name: values.cpu().numpy() for name, values in self.metrics.items()}
-        rate = self.monitor.rate(counters.agent_steps)
+        rate = self.monitor.rate
         for run, run_dir in enumerate(self.dirs):
             own = [(return_, success) for number, return_, success in finished if number == run]
             values = {name: float(column[run]) for name, column in metrics.items()}
@@ -217,7 +217,7 @@ class Fleet:
                 **self._stamp(run),
                 "return": float(np.mean([return_ for return_, _ in own])) if own else "",
                 "success": float(np.mean([success for _, success in own])) if own else "",
-                "agent_steps_per_s": round(rate, 3),
+                "agent_steps_per_s": "" if rate is None else round(rate, 3),
             }
             # The agent's metrics exist only after its first update: no row before that, so the columns are settled.
             if values:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.errors import UserError
+from bench.processes import Process
 from bench.rundir import RunDir
 from sweeps import devices, plan, record
 from sweeps.expand import Sweep
 from sweeps.plan import Fleet
-from sweeps.processes import Process
 from sweeps.record import LaunchRecord
 from sweeps.spec import Resources
 from sweeps.state import RunState

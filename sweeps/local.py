@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bench.errors import UserError
-from sweeps.processes import Process, kill, wait_gone
+from bench.processes import Process, kill, wait_gone
 from sweeps.record import LaunchRecord
 from sweeps.slot import run_slot
 

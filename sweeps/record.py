@@ -25,8 +25,8 @@ from typing import Any
 
 from bench import atomic
 from bench.errors import UserError
+from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, now
-from sweeps.processes import Process
 
 
 @contextmanager

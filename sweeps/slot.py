@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from bench.errors import UserError
+from bench.processes import Process
 from bench.rundir import RunDir
-from sweeps.processes import Process
 from sweeps.record import LaunchRecord
 
 EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75

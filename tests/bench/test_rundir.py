@@ -83,12 +83,15 @@ def test_a_silent_or_dead_owner_is_stale(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, spec())
     run.beat(env_steps=10, agent_steps_per_s=2.0, wall_s=5.0)
     beat = json.loads((run.path / "heartbeat").read_text())
-    atomic.write_json(run.path / "heartbeat", beat | {"time": time.time() - STALE_AFTER_S - 1, "host": "elsewhere"})
+    atomic.write_json(run.path / "heartbeat", beat | {"time": time.time() - STALE_AFTER_S - 1})
     assert run.progress().state == "stale"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    atomic.write_json(run.path / "heartbeat", beat | {"pid": dead.pid})
+    atomic.write_json(run.path / "heartbeat", beat | {"process": beat["process"] | {"pid": dead.pid}})
     assert run.progress().state == "stale"
+    elsewhere = beat["process"] | {"pid": dead.pid, "host": "elsewhere"}
+    atomic.write_json(run.path / "heartbeat", beat | {"process": elsewhere})
+    assert run.progress().state == "running", "a process of another machine cannot be seen from here"
 
 
 def test_rewind_drops_torn_and_later_rows(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from rich.console import Console
 from sweep_waiting import wait_idle, wait_until
 
 from bench.errors import UserError
+from bench.processes import Process
 from bench.rundir import RunDir
 from sweeps import expand, follow, launch, plan, record, state
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
-from sweeps.processes import Process
 from sweeps.record import LaunchRecord
 
 Behave = Callable[..., None]

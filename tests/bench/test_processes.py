@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sweep_waiting import wait_until
 
-from sweeps.processes import Process, kill
+from bench.processes import Process, kill
 
 
 def test_a_recycled_pid_is_left_alone() -> None:
