@@ -174,7 +174,8 @@ def train_command(
     make(row.name).close()  # what is missing for this task is said before anything is written
     run = RunDir.create(results, spec)
     run.update_spec(spec)
-    from bench.worker import EXIT_INTERRUPTED, main
+    from bench.failures import EXIT_INTERRUPTED
+    from bench.worker import main
 
     if run.progress(spec.budget_env_steps).state == "done":
         typer.echo(f"done already: {run.path}")

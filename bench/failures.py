@@ -1,8 +1,11 @@
-"""Errors that stop some runs of a fleet and leave the others whole."""
+"""How a worker ends: its exit codes, and errors that stop some runs of a fleet and leave the others whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
+"""Every run done; some run failed (failed.json says why); stopped at a checkpoint, the same command goes on."""
 
 
 class RunsFailed(Exception):

@@ -14,16 +14,12 @@ from rich.console import Console
 
 from bench import checkpoint, provenance
 from bench.errors import UserError
-from bench.failures import RunsFailed
+from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RunsFailed
 from bench.lock import RunLock
 from bench.progress import Monitor
 from bench.rundir import RunDir
 from bench.sinks import TrackedRun, make_sinks
 from bench.training import Fleet, TrainOptions
-
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
-"""Exit codes: every run done; some run failed (failed.json says why); stopped at a checkpoint, run again to go on."""
-
 
 WANDB_PROJECT = "tdmpc2-bench"
 

@@ -18,12 +18,10 @@ from pathlib import Path
 from types import FrameType
 
 from bench.errors import UserError
+from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from bench.processes import Process
 from bench.rundir import RunDir
 from sweeps.record import LaunchRecord
-
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
-"""The worker's exit codes: all runs done; some failed and say so; stopped at a checkpoint."""
 
 BEAT_EVERY_S = 10.0
 POLL_S = 0.1

@@ -20,11 +20,12 @@ import torch
 from agents.registry import resolve_hyperparameters
 from bench import checkpoint
 from bench.errors import UserError
+from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import get
 from bench.training import TrainOptions
-from bench.worker import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, train_runs
+from bench.worker import train_runs
 
 TINY: dict[str, dict[str, Any]] = {
     "tdmpc2": {
