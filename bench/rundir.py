@@ -212,6 +212,9 @@ class RunDir:
         Args:
             eval_agent_steps: the last evaluation to keep; -1 for none.
             train_agent_steps: where training goes on.
+
+        Raises:
+            UserError: eval.csv does not reach as far as the checkpoint says it did.
         """
         for path, agent_steps in ((self.eval_csv, eval_agent_steps), (self.train_csv, train_agent_steps)):
             lines = atomic.whole_lines(path)
@@ -224,6 +227,13 @@ class RunDir:
                 line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= agent_steps
             ]
             atomic.write_text(path, "\n".join([lines[0], *kept]) + "\n")
+        lines = atomic.whole_lines(self.eval_csv)[1:]
+        reached = int(lines[-1].split(",")[list(EVAL_CSV).index("agent_steps")]) if lines else -1
+        if reached < eval_agent_steps:
+            raise UserError(
+                f"{self.eval_csv} ends at agent step {reached}, but the checkpoint was taken after the evaluation at "
+                f"{eval_agent_steps}: restore the file, or move {self.path} away and train anew"
+            )
 
     def beat(self, **values: Any) -> None:
         """Say that the run lives: env_steps, agent_steps_per_s, return, wall_s."""

@@ -108,8 +108,10 @@ def test_rewind_drops_torn_and_later_rows(tmp_path: Path) -> None:
     run.rewind(0, 0)
     assert len(run.eval_csv.read_text().splitlines()) == 2
     run.eval_csv.write_text("env_steps,agent_st")
-    run.rewind(250, 250)
+    run.rewind(-1, 0)
     assert not run.eval_csv.exists(), "a torn header is no table"
+    with pytest.raises(UserError, match=r"eval\.csv ends at agent step -1, .* at 250: restore the file"):
+        run.rewind(250, 250)
 
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
