@@ -6,7 +6,7 @@ import signal
 import subprocess
 from dataclasses import replace
 
-from sweep_waiting import wait_until
+from waiting import wait_until
 
 from bench.processes import Process, kill
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sweep_waiting import wait_idle, wait_until
 from typer.testing import CliRunner, Result
+from waiting import wait_idle, wait_until
 
 from bench.errors import UserError
 from sweeps import expand, follow, launch, record, state

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from sweep_waiting import wait_idle, wait_until
+from waiting import wait_idle, wait_until
 
 from bench.errors import UserError
 from bench.processes import Process
