@@ -268,10 +268,9 @@ def test_sigterm_checkpoints_and_the_same_command_goes_on(tmp_path: Path) -> Non
         "--env-steps", "60000", "--eval-every-env-steps", "60000", "--eval-episodes", "1", "--results", str(tmp_path),
     ]  # fmt: skip
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while not list(tmp_path.rglob("heartbeat")):
+    while not any(json.loads(path.read_text())["env_steps"] for path in tmp_path.rglob("heartbeat")):
         assert child.poll() is None
         time.sleep(0.1)
-    time.sleep(1.0)
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate(timeout=60)
     assert child.returncode == EXIT_INTERRUPTED, out
