@@ -239,7 +239,9 @@ class Fleet:
 
     def _evaluate(self) -> None:
         if self.evaluator is None:
-            self.evaluator = Evaluator(self.specs, self.options.env_workers, self.options.video, self._tick)
+            # OpenGL is settled when a process loads MuJoCo, so frames come from a process of their own.
+            workers = max(1, self.options.env_workers) if self.options.video else self.options.env_workers
+            self.evaluator = Evaluator(self.specs, workers, self.options.video, self._tick)
         results = self.evaluator.evaluate(self.agent, self.device, self.counters.agent_steps)
         self._tick()
         for run, (run_dir, rows) in enumerate(zip(self.dirs, results, strict=True)):

@@ -96,6 +96,7 @@ def test_train_with_video_and_tensorboard(tmp_path: Path) -> None:
         pytest.skip(str(error))
     arguments = ["train", "sac", "cartpole-balance", "hidden_dim=16", "batch_size=8", "--env-steps", "1200"]
     arguments += ["--eval-every-env-steps", "1200", "--eval-episodes", "1", "--video", "--sink", "tensorboard"]
+    arguments += ["--env-workers", "0"]
     done = bench(*arguments, "--results", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (run,) = (path.parent for path in tmp_path.rglob("run.json"))
