@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.children import Outcome
+from bench.envs.missing import SYSTEM_LIBRARIES
 
 LOW_DISK_GB = 20.0
 
@@ -27,16 +28,6 @@ PIP = f"{PYTHON} -m pip install"
 
 INSTALL_ALL = f"{PIP} --no-deps -r requirements.lock  (in the checkout; or anew: rm -rf .venv && make setup)"
 """Plain `pip install` of all extras ends in a conflict: two simulators declare old gymnasium and numpy versions."""
-
-SYSTEM_LIBRARIES = {
-    "libvulkan.so": "libvulkan1",
-    "libGL.so": "libgl1",
-    "libEGL.so": "libegl1",
-    "libOSMesa.so": "libosmesa6",
-    "libgthread-2.0": "libglib2.0-0",
-    "libglib-2.0": "libglib2.0-0",
-}
-"""Shared library in an error message -> Debian package."""
 
 NO_VULKAN = (
     "Vulkan is incompatible with your driver",
