@@ -21,6 +21,7 @@ ObsKind = Literal["state", "rgb"]
 SUPPORTED_DOMAINS: dict[str, tuple[str, ...]] = {
     "dmcontrol": ("state",),
     "metaworld": ("state",),
+    "maniskill": ("state",),
     "myosuite": ("state",),
 }
 """Observation kinds that each domain has environments for."""
@@ -65,7 +66,7 @@ def make(
         env: gymnasium.Env[Any, Any] = getattr(import_module(module), function)(row, **options)
         return env
     check_supported(row, obs)
-    if render_mode is not None:
+    if render_mode is not None and row.domain != "maniskill":  # which brings a renderer of its own
         from bench.envs import rendering
 
         rendering.prepare_process()

@@ -24,6 +24,11 @@ SYSTEM_LIBRARIES: Mapping[str, str] = MappingProxyType(
 )
 """Shared library in an error message -> Debian package."""
 
+MANISKILL_ASSETS: Mapping[str, str] = MappingProxyType(
+    {"PickSingleYCB-v0": "ycb", "TurnFaucet-v0": "partnet_mobility_faucet"}
+)
+"""What ManiSkill2's downloader calls the models that an environment needs; the other environments need none."""
+
 
 def import_failure(task: str, domain: str, cause: ImportError) -> UserError:
     """The one line for a task whose simulator cannot be imported; raise it from `cause`."""
