@@ -17,7 +17,9 @@ from json import loads
 from pathlib import Path
 from typing import Literal
 
+from bench import tasks
 from bench.children import Outcome
+from bench.envs.missing import MANISKILL_ASSETS, SYSTEM_LIBRARIES
 
 LOW_DISK_GB = 20.0
 
@@ -28,25 +30,7 @@ PIP = f"{PYTHON} -m pip install"
 INSTALL_ALL = f"{PIP} --no-deps -r requirements.lock  (in the checkout; or anew: rm -rf .venv && make setup)"
 """Plain `pip install` of all extras ends in a conflict: two simulators declare old gymnasium and numpy versions."""
 
-SYSTEM_LIBRARIES = {
-    "libvulkan.so": "libvulkan1",
-    "libGL.so": "libgl1",
-    "libEGL.so": "libegl1",
-    "libOSMesa.so": "libosmesa6",
-    "libgthread-2.0": "libglib2.0-0",
-    "libglib-2.0": "libglib2.0-0",
-}
-"""Shared library in an error message -> Debian package."""
-
-NO_VULKAN = (
-    "Vulkan is incompatible with your driver",
-    "suitable rendering device",
-    "Failed to find a rendering device",
-)
-
 NO_OPENGL = ("MUJOCO_GL", "glGetError", "OpenGL platform library")
-
-ASSET_UIDS = {"pick-ycb": "ycb", "turn-faucet": "partnet_mobility_faucet"}
 
 
 Status = Literal["ok", "warn", "fail"]
@@ -78,19 +62,6 @@ def judge(name: str, outcome: Outcome, core: bool = False) -> Check:
     if error is None:
         return Check(name, "fail", _crash(outcome), INSTALL_ALL, core, outcome.seconds)
     return Check(name, "fail", error, _mend(error, outcome.answer.get("missing_module")), core, outcome.seconds)
-
-
-def judge_maniskill(outcome: Outcome) -> Check:
-    """As `judge`; ManiSkill2 without a Vulkan device raises or ends in a segmentation fault."""
-    check = judge("maniskill", outcome)
-    if check.status == "fail" and any(text in outcome.stderr for text in NO_VULKAN):
-        return replace(
-            check,
-            found=f"needs a Vulkan device and found none, not even for state observations; {outcome.end}",
-            mend="run on a GPU machine whose driver has Vulkan (vulkaninfo --summary lists devices; in a container "
-            "set NVIDIA_DRIVER_CAPABILITIES=all)",
-        )
-    return check
 
 
 def judge_rendering(egl: Outcome, osmesa: Outcome) -> list[Check]:
@@ -236,10 +207,14 @@ def check_maniskill_assets(folder: Path) -> Check:
     if not lacking:
         return Check(name, "ok", f"pick-ycb and turn-faucet: complete in {folder}")
     found = "; ".join(f"{task}: {what}" for task, what in lacking.items())
-    download = " && ".join(f"{PYTHON} -m mani_skill2.utils.download_asset -y {ASSET_UIDS[task]}" for task in lacking)
+    download = " && ".join(f"{PYTHON} -m mani_skill2.utils.download_asset -y {_asset(task)}" for task in lacking)
     return Check(
         name, "warn", found, f"export MS2_ASSET_DIR={shlex.quote(str(folder.absolute()))} && {download}  (internet)"
     )
+
+
+def _asset(task: str) -> str:
+    return MANISKILL_ASSETS[tasks.get(task).simulator_id]
 
 
 def _lacking_ycb(folder: Path) -> str | None:

@@ -50,7 +50,7 @@ def run_checks(results: Path) -> list[Check]:
         one.judge("dmcontrol", outcomes["dmcontrol"], core=True),
         one.judge("metaworld", outcomes["metaworld"]),
         one.judge("myosuite", outcomes["myosuite"]),
-        one.judge_maniskill(outcomes["maniskill"]),
+        one.judge("maniskill", outcomes["maniskill"]),
         one.check_maniskill_assets(Path(os.environ.get("MS2_ASSET_DIR", "data"))),
         *one.judge_rendering(outcomes["render-egl"], outcomes["render-osmesa"]),
         one.judge("video", outcomes["video"]),

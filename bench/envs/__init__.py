@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench import tasks
+from bench.envs.missing import import_failure
 from bench.errors import UserError
 from bench.tasks import Task
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 ObsKind = Literal["state", "rgb"]
 
-SUPPORTED_DOMAINS: dict[str, tuple[str, ...]] = {"dmcontrol": ("state",)}
+SUPPORTED_DOMAINS: dict[str, tuple[str, ...]] = {
+    "dmcontrol": ("state",),
+    "metaworld": ("state",),
+    "maniskill": ("state",),
+    "myosuite": ("state",),
+}
 """Observation kinds that each domain has environments for."""
-
-_SIMULATOR: dict[str, str] = {"dmcontrol": "dm_control"}
-"""The package that a domain needs, as its import is called."""
 
 
 def make(
@@ -63,18 +66,14 @@ def make(
         env: gymnasium.Env[Any, Any] = getattr(import_module(module), function)(row, **options)
         return env
     check_supported(row, obs)
-    if render_mode is not None:
+    if render_mode is not None and row.domain != "maniskill":  # which brings a renderer of its own
         from bench.envs import rendering
 
         rendering.prepare_process()
     try:
         env = import_module(f"bench.envs.{row.domain}").make(row, **options)
     except ImportError as error:
-        raise UserError(
-            f"{row.name} needs {_SIMULATOR[row.domain]}, whose import failed ({error}): install the pinned set with "
-            "'pip install --no-deps -r requirements.lock', or this domain alone with "
-            f"'pip install \"tdmpc2-bench[{row.domain}]\"'"
-        ) from error
+        raise import_failure(row.name, row.domain, error) from error
     return env
 
 
@@ -86,9 +85,15 @@ def check_supported(task: Task, obs: str) -> None:
     """
     if ":" in task.simulator_id or obs in SUPPORTED_DOMAINS.get(task.domain, ()):
         return
-    there_is = "; ".join(f"domain {domain} with obs {', '.join(kinds)}" for domain, kinds in SUPPORTED_DOMAINS.items())
+    if task.domain not in SUPPORTED_DOMAINS:
+        raise UserError(
+            f"{task.name} is of domain '{task.domain}', which has no environments: use one of "
+            f"{', '.join(SUPPORTED_DOMAINS)}, or name the function that makes it (simulator_id = 'module:function')"
+        )
+    having = [domain for domain, kinds in SUPPORTED_DOMAINS.items() if obs in kinds]
     raise UserError(
-        f"{task.name} (domain {task.domain}) with obs {obs} is not supported in this version: use {there_is}"
+        f"obs={obs} is not to be had for {task.name}: domain {task.domain} gives "
+        f"{', '.join(SUPPORTED_DOMAINS[task.domain])}" + (f", obs={obs} is for {', '.join(having)}" if having else "")
     )
 
 

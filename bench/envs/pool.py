@@ -91,7 +91,8 @@ class EnvPool:
             if workers == 0:
                 self._host = EnvHost(entries, obs, render, self._arrays)
                 return
-            with worker_environment(render):
+            draws_with_mujoco = render and any(task.domain != "maniskill" for task in self.tasks)
+            with worker_environment(draws_with_mujoco):
                 for part in split(len(self.tasks), workers):
                     arguments = ({i: entries[i] for i in part}, obs, render, layout, memory)
                     self._workers.append(Worker(part, arguments))

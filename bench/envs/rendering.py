@@ -6,6 +6,10 @@ import os
 import subprocess
 import sys
 from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench.errors import UserError
 
@@ -79,3 +83,37 @@ def prepare_process() -> None:
             )
         return
     os.environ["MUJOCO_GL"] = choose_backend()
+
+
+class MujocoCamera:
+    """Pictures of a MuJoCo simulation from one of its cameras, for simulators that bring no renderer of their own.
+
+    Args:
+        model: `mujoco.MjModel`.
+        data: `mujoco.MjData` of it, whose present state is drawn.
+        camera: its name in the model.
+    """
+
+    def __init__(self, model: Any, data: Any, camera: str) -> None:
+        self._model, self._data = model, data
+        self.id: int = model.camera(camera).id
+        self._renderer: Any = None
+        self._size = (0, 0)
+
+    def image(self, height: int, width: int) -> NDArray[np.uint8]:
+        """The present state, (height, width, 3)."""
+        import mujoco
+
+        if self._size != (height, width):
+            self.close()
+            screen = self._model.vis.global_
+            screen.offheight, screen.offwidth = max(screen.offheight, height), max(screen.offwidth, width)
+            self._renderer, self._size = mujoco.Renderer(self._model, height, width), (height, width)
+        self._renderer.update_scene(self._data, camera=self.id)
+        return np.array(self._renderer.render())
+
+    def close(self) -> None:
+        """Free the rendering context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer, self._size = None, (0, 0)

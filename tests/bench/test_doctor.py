@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bench import checks, doctor
-from bench.checks import Check, judge, judge_gpu, judge_maniskill, judge_rendering
+from bench.checks import Check, judge, judge_gpu, judge_rendering
 from bench.children import Outcome, run_child
 
 WORKS = Outcome(0, {"found": "it stepped"}, "", 1.0)
@@ -74,16 +74,6 @@ def test_a_missing_package_keeps_the_error_and_names_the_command():
 def test_a_missing_system_library_names_its_debian_package(library, package):
     check = judge("maniskill", broken(f"ImportError: {library}: cannot open shared object file"))
     assert check.mend.startswith(f"apt-get install -y {package} ")
-
-
-def test_maniskill_without_vulkan():
-    outcome = Outcome(-11, {}, "[svulkan2] [error] Vulkan is incompatible with your driver.\n", 1.0)
-    check = judge_maniskill(outcome)
-    assert check.status == "fail"
-    assert "needs a Vulkan device" in check.found
-    assert "SIGSEGV" in check.found
-    assert judge_maniskill(WORKS).status == "ok"
-    assert "Vulkan" not in judge_maniskill(Outcome(-11, {}, "numpy\n", 1.0)).found
 
 
 def test_one_way_to_render_is_enough():
