@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from analysis.published_cli import app as published_app
+
 app = typer.Typer()
+app.add_typer(published_app, name="published")
 
 
 def _say(line: str) -> None:

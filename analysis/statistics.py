@@ -9,7 +9,7 @@ one of zero width), and the columns `low` and `high` are NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -28,7 +28,7 @@ TAUS: Floats = np.linspace(0.0, MAX_SCORE, 101)
 """Scores at which performance profiles are drawn."""
 
 
-def resamples(shapes: list[tuple[int, int]], reps: int, seed: int) -> list[Floats]:
+def resamples(shapes: Sequence[tuple[int, ...]], reps: int, seed: int) -> list[Floats]:
     """How often each run is drawn in each resample, for one or several matrices that are resampled side by side.
 
     Args:
