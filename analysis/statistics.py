@@ -10,6 +10,7 @@ one of zero width), and the columns `low` and `high` are NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -31,12 +32,19 @@ TAUS: Floats = np.linspace(0.0, MAX_SCORE, 101)
 def resamples(shapes: Sequence[tuple[int, ...]], reps: int, seed: int) -> list[Floats]:
     """How often each run is drawn in each resample, for one or several matrices that are resampled side by side.
 
+    Agents with equal shapes share their resamples, so the last ones are kept.
+
     Args:
         shapes: (runs, tasks) of each matrix.
 
     Returns:
         For each matrix (reps, runs, tasks): for each task the counts of a resample add up to its runs.
     """
+    return list(_resamples(tuple(shapes), reps, seed))
+
+
+@lru_cache(maxsize=8)
+def _resamples(shapes: tuple[tuple[int, ...], ...], reps: int, seed: int) -> tuple[Floats, ...]:
     generator = np.random.RandomState(seed)
     drawn: list[list[Ints]] = [[] for _ in shapes]
     for _ in range(reps):
@@ -45,8 +53,10 @@ def resamples(shapes: Sequence[tuple[int, ...]], reps: int, seed: int) -> list[F
     counts = []
     for one, (runs, _tasks) in zip(drawn, shapes, strict=True):
         index = np.stack(one)
-        counts.append(np.stack([(index == run).sum(axis=1) for run in range(runs)], axis=1).astype(float))
-    return counts
+        count = np.stack([(index == run).sum(axis=1) for run in range(runs)], axis=1).astype(float)
+        count.flags.writeable = False  # it is shared
+        counts.append(count)
+    return tuple(counts)
 
 
 def _interquartile(scores: Floats, counts: Floats) -> Floats:
@@ -227,6 +237,25 @@ def mean_interval(scores: Floats, reps: int = REPS, seed: int = 0) -> tuple[Floa
     drawn = np.random.default_rng(seed).integers(len(scores), size=(reps, len(scores)))
     counts = np.stack([(drawn == run).sum(axis=1) for run in range(len(scores))], axis=1)  # (reps, runs)
     low, high = np.percentile(counts @ scores / len(scores), [2.5, 97.5], axis=0)
+    return mean, low, high
+
+
+def mean_curve(scores: Floats, reps: int = REPS, seed: int = 0) -> tuple[Floats, Floats, Floats]:
+    """Mean over runs and tasks at each point, with the interval of the bootstrap stratified by task.
+
+    Args:
+        scores: (runs, tasks, points)
+
+    Returns:
+        mean, low, high: (points,); low and high are NaN with one run.
+    """
+    mean = scores.mean(axis=(0, 1))
+    if len(scores) < 2:
+        nothing = np.full_like(mean, np.nan)
+        return mean, nothing, nothing
+    [counts] = resamples([scores.shape[:2]], reps, seed)
+    per_run = scores.reshape(-1, scores.shape[-1])
+    low, high = _percentiles(counts.reshape(reps, -1) @ per_run / len(per_run))
     return mean, low, high
 
 
