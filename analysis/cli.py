@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
+from analysis.paper_cli import app as figures_app
+from analysis.published_cli import app as published_app
+
 app = typer.Typer()
+app.add_typer(published_app, name="published")
+app.add_typer(figures_app, name="figures")
 
 
 def _say(line: str) -> None:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.alignment import Comparison, learning_curve
+from analysis.panels import interval_row, legend, line, score_axis, shortened, write_csv
 from analysis.statistics import METRICS, mean_interval
-from analysis.style import MARKERS, Style, figure, million, save, styles
-from bench import atomic
+from analysis.style import Style, figure, million, save, styles
 
 COLUMNS, ROWS = 3, 4
 """Panels on a page of learning curves."""
 PAGE_WIDTHS_IN = {1: 5.2, 2: 7.4, 3: 9.3}
 """Width of a page by its columns."""
-MARKS = 6
-"""Markers along a curve, about."""
-
 
 NAMES = ("aggregates", "sample_efficiency", "performance_profile", "probability_of_improvement", "learning_curves")
 """How the files of figures begin."""
@@ -97,7 +91,7 @@ def _curve_page(comparison: Comparison, tables: Mapping[str, pd.DataFrame], fold
             axis.set_axis_off()
         drawn.supxlabel("env steps", fontsize=10)
         drawn.supylabel("score (0–100)", fontsize=10)
-        _legend(drawn, comparison.agents, look)
+        legend(drawn, comparison.agents, look)
         png = save(drawn, folder, name)
     tasks = list(tables)
     title = "Score over env steps" if name == "learning_curves" else f"{tasks[0]} to {tasks[-1]}"
@@ -121,9 +115,9 @@ def _curve_panel(axis: Axes, comparison: Comparison, task: str, table: pd.DataFr
                 if run.env_steps[-1] < 0.95 * end:
                     axis.plot(run.env_steps[-1:], run.scores[-1:], "x", color=style.colour, markersize=6)
         mean = table[(table["agent"] == agent) & (table["seed"] == "mean")]
-        _line(axis, style, mean["env_steps"], mean["score"], mean["low"], mean["high"])
-    axis.set_title(_shortened(task, 34))
-    _score_axis(axis, table["score"].min(), table["score"].max())
+        line(axis, style, mean["env_steps"], mean["score"], mean["low"], mean["high"])
+    axis.set_title(shortened(task, 34))
+    score_axis(axis, table["score"].min(), table["score"].max())
     axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_major_formatter(FuncFormatter(million))
@@ -144,13 +138,13 @@ def draw_sample_efficiency(comparison: Comparison, table: pd.DataFrame, folder: 
     with figure(6.4, 3.6) as drawn:
         axis = drawn.subplots()
         for agent, rows in table.groupby("agent", sort=True):
-            _line(axis, look[agent], rows["env_steps"], rows["iqm"], rows["low"], rows["high"])
+            line(axis, look[agent], rows["env_steps"], rows["iqm"], rows["low"], rows["high"])
             ends.append(f"{agent} {rows['iqm'].iloc[-1]:.1f}")
-        _score_axis(axis, table["iqm"].min(), table["iqm"].max())
+        score_axis(axis, table["iqm"].min(), table["iqm"].max())
         axis.xaxis.set_major_formatter(FuncFormatter(million))
         axis.set_xlabel("env steps")
         axis.set_ylabel("IQM of scores (0–100)")
-        _legend(drawn, comparison.agents, look)
+        legend(drawn, comparison.agents, look)
         png = save(drawn, folder, name)
     first, last = int(table["env_steps"].min()), int(table["env_steps"].max())
     caption = (
@@ -168,14 +162,14 @@ def draw_intervals(comparison: Comparison, table: pd.DataFrame, folder: Path) ->
     write_csv(table, folder, name)
     look = styles(comparison.agents)
     agents = list(comparison.agents)
-    names = [_shortened(agent, 28) for agent in agents]
+    names = [shortened(agent, 28) for agent in agents]
     with figure(6.6 + 0.075 * max(map(len, names)), 2 * (0.75 + 0.3 * len(agents))) as drawn:
         panels = drawn.subplots(2, 2, sharey=True).ravel()
         for axis, metric in zip(panels, METRICS, strict=True):
             rows = table[table["metric"] == metric].set_index("agent")
             for place, agent in enumerate(agents):
                 row = rows.loc[agent]
-                _interval_row(axis, place, look[agent], row["value"], row["low"], row["high"])
+                interval_row(axis, place, look[agent], row["value"], row["low"], row["high"])
             axis.set_title(f"{metric} {'(lower is better)' if metric == 'Optimality gap' else ''}".strip())
             axis.set_yticks(range(len(agents)), names)
             axis.set_ylim(len(agents) - 0.45, -0.55)
@@ -200,7 +194,7 @@ def draw_profile(comparison: Comparison, table: pd.DataFrame, folder: Path) -> D
     with figure(6.4, 3.6) as drawn:
         axis = drawn.subplots()
         for agent, rows in table.groupby("agent", sort=True):
-            _line(
+            line(
                 axis,
                 look[agent],
                 rows["score"],
@@ -215,7 +209,7 @@ def draw_profile(comparison: Comparison, table: pd.DataFrame, folder: Path) -> D
         axis.set_ylim(-2, 102)
         axis.set_xlabel("score τ (0–100)")
         axis.set_ylabel("runs with a score above τ (%)")
-        _legend(drawn, comparison.agents, look)
+        legend(drawn, comparison.agents, look)
         png = save(drawn, folder, name)
     caption = f"Share of runs with a final score above τ, over {_tasks(comparison)}. {_band(comparison)}"
     return Drawn(name, "Performance profile", caption, "Share of runs above each score. " + " ".join(said), png)
@@ -226,11 +220,11 @@ def draw_improvement(comparison: Comparison, table: pd.DataFrame, folder: Path) 
     name = "probability_of_improvement"
     write_csv(table, folder, name)
     look = styles(comparison.agents)
-    names = [f"{_shortened(row.x, 24)} > {_shortened(row.y, 24)}" for row in table.itertuples()]
+    names = [f"{shortened(row.x, 24)} > {shortened(row.y, 24)}" for row in table.itertuples()]
     with figure(5.2 + 0.075 * max(map(len, names)), 1.0 + 0.34 * len(table)) as drawn:
         axis = drawn.subplots()
         for place, row in enumerate(table.itertuples()):
-            _interval_row(axis, place, look[row.x], row.probability, row.low, row.high)
+            interval_row(axis, place, look[row.x], row.probability, row.low, row.high)
         axis.axvline(0.5, color="#444444", linewidth=1, linestyle=(0, (3, 2)))
         axis.set_yticks(range(len(table)), names)
         axis.set_ylim(len(table) - 0.4, -0.6)
@@ -245,63 +239,6 @@ def draw_improvement(comparison: Comparison, table: pd.DataFrame, folder: Path) 
     )
     rows = table.assign(agent=table["x"] + " over " + table["y"], value=table["probability"])
     return Drawn(name, "Probability of improvement", caption, f"P(X > Y): {_numbers(rows, 2)}.", png)
-
-
-_FILL: dict[str, Any] = {"default": None, "steps-post": "post"}
-"""What `fill_between` calls the draw styles of `plot`."""
-
-
-def _line(axis: Axes, style: Style, x: Any, y: Any, low: Any, high: Any, steps: str = "default") -> None:
-    if np.isfinite(np.asarray(low, dtype=float)).any():
-        axis.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0, step=_FILL[steps])
-    every = max(1, round(len(x) / MARKS))
-    start = list(MARKERS).index(style.marker) * every // len(MARKERS)  # so that markers of agents do not coincide
-    axis.plot(
-        x,
-        y,
-        color=style.colour,
-        linestyle=style.line,
-        linewidth=1.8,
-        drawstyle=steps,
-        marker=style.marker,
-        markevery=(start, every),
-        markersize=5.5,
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-    )
-
-
-def _interval_row(axis: Axes, place: int, style: Style, value: float, low: float, high: float) -> None:
-    if np.isfinite(low):
-        axis.barh(place, high - low, left=low, height=0.56, color=style.colour, alpha=0.3, linewidth=0)
-    axis.plot([value], [place], style.marker, color=style.colour, markersize=7, markeredgecolor="white", clip_on=False)
-
-
-def _score_axis(axis: Axes, low: float, high: float) -> None:
-    axis.set_ylim(min(-3.0, low - 3.0), max(103.0, high + 3.0))
-    if low >= -3 and high <= 103:
-        axis.set_yticks([0, 25, 50, 75, 100])
-
-
-def _legend(drawn: Figure, agents: Sequence[str], look: Mapping[str, Style]) -> None:
-    """A legend above the panels; the figure grows by its height, so that the panels keep theirs."""
-    handles = [
-        Line2D([], [], color=look[agent].colour, linestyle=look[agent].line, linewidth=2, marker=look[agent].marker)
-        for agent in agents
-    ]
-    names = [_shortened(agent, 32) for agent in agents]
-    width_in, height_in = drawn.get_size_inches()
-    columns = max(1, min(len(agents), int(width_in / (0.75 + 0.072 * max(map(len, names))))))
-    drawn.set_size_inches(width_in, height_in + 0.1 + 0.21 * math.ceil(len(agents) / columns))
-    drawn.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=2.8)
-
-
-def _shortened(name: str, length: int) -> str:
-    """A name of at most `length` characters, cut in the middle: variants often differ at their end."""
-    if len(name) <= length:
-        return name
-    tail = (length - 1) // 2
-    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
 
 
 def _tasks(comparison: Comparison) -> str:
@@ -321,8 +258,3 @@ def _numbers(rows: pd.DataFrame, digits: int = 1) -> str:
         + (f" [{row.low:.{digits}f}, {row.high:.{digits}f}]" if np.isfinite(row.low) else " (1 seed, no interval)")
         for row in rows.itertuples()
     )
-
-
-def write_csv(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """The numbers of a figure, as `name`.csv beside it."""
-    atomic.write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))

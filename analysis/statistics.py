@@ -1,20 +1,21 @@
-"""Aggregate statistics with their uncertainty, through rliable (Agarwal et al. 2021), repeatable.
+"""Aggregate statistics with their uncertainty: those of rliable (Agarwal et al. 2021), repeatable and vectorised.
 
-rliable resamples with numpy's global generator and ignores its own `random_state`; `seeded` seeds that generator for
-one call and puts it back. Every agent is resampled from the same seed, so its interval does not depend on who is
-compared with it. Intervals are 95 % percentile intervals of a bootstrap stratified by task; with one run for each task
-there is none (rliable would give one of zero width), and the columns `low` and `high` are NaN.
+Point values are rliable's own metrics. Intervals are 95 % percentile intervals of its bootstrap stratified by task, on
+the very resamples that it draws from a global generator with the same seed; here the generator is local, and a resample
+is how often each run is drawn, so that all of them are computed at once. Every agent is resampled from the same seed:
+its interval does not depend on who is compared with it. With one run for each task there is none (rliable would give
+one of zero width), and the columns `low` and `high` are NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from rliable import library, metrics
+from rliable import metrics
 from scipy.stats import trim_mean
 
 from analysis.alignment import Floats, Ints
@@ -28,15 +29,52 @@ TAUS: Floats = np.linspace(0.0, MAX_SCORE, 101)
 """Scores at which performance profiles are drawn."""
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator for a block, then restore it as it was."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def resamples(shapes: Sequence[tuple[int, ...]], reps: int, seed: int) -> list[Floats]:
+    """How often each run is drawn in each resample, for one or several matrices that are resampled side by side.
+
+    Agents with equal shapes share their resamples, so the last ones are kept.
+
+    Args:
+        shapes: (runs, tasks) of each matrix.
+
+    Returns:
+        For each matrix (reps, runs, tasks): for each task the counts of a resample add up to its runs.
+    """
+    return list(_resamples(tuple(shapes), reps, seed))
+
+
+@lru_cache(maxsize=8)
+def _resamples(shapes: tuple[tuple[int, ...], ...], reps: int, seed: int) -> tuple[Floats, ...]:
+    generator = np.random.RandomState(seed)
+    drawn: list[list[Ints]] = [[] for _ in shapes]
+    for _ in range(reps):
+        for one, shape in zip(drawn, shapes, strict=True):
+            one.append(generator.choice(shape[0], shape))
+    counts = []
+    for one, (runs, _tasks) in zip(drawn, shapes, strict=True):
+        index = np.stack(one)
+        count = np.stack([(index == run).sum(axis=1) for run in range(runs)], axis=1).astype(float)
+        count.flags.writeable = False  # it is shared
+        counts.append(count)
+    return tuple(counts)
+
+
+def _interquartile(scores: Floats, counts: Floats) -> Floats:
+    """Interquartile mean of each resample: (runs, tasks), (reps, runs, tasks) -> (reps,)."""
+    order = np.argsort(scores, axis=None)
+    cut = int(0.25 * scores.size)
+    above = np.cumsum(counts.reshape(len(counts), -1)[:, order], axis=1)
+    kept = np.diff(np.clip(above, cut, scores.size - cut), axis=1, prepend=cut)
+    values: Floats = kept @ scores.ravel()[order] / (scores.size - 2 * cut)
+    return values
+
+
+def _aggregate_resamples(scores: Floats, counts: Floats) -> Floats:
+    """The metrics of `METRICS` of each resample: (runs, tasks), (reps, runs, tasks) -> (reps, 4)."""
+    means = np.einsum("krt,rt->kt", counts, scores) / len(scores)
+    short = np.einsum("krt,rt->k", counts, np.maximum(MAX_SCORE - scores, 0)) / scores.size
+    columns = [np.median(means, axis=1), _interquartile(scores, counts), means.mean(axis=1), short]
+    return np.stack(columns, axis=1)
 
 
 def aggregate(scores: Floats) -> Floats:
@@ -98,7 +136,10 @@ def aggregates(matrices: Mapping[str, Floats], reps: int = REPS, seed: int = 0) 
         if scores.size == 0:
             continue
         values = aggregate(scores)
-        low, high = _interval(scores, aggregate, values, reps, seed)
+        low = high = np.full(len(METRICS), np.nan)
+        if len(scores) > 1:
+            [counts] = resamples([scores.shape], reps, seed)
+            low, high = _percentiles(_aggregate_resamples(scores, counts))
         for index, metric in enumerate(METRICS):
             rows.append((agent, metric, values[index], low[index], high[index], *scores.shape))
     return pd.DataFrame(rows, columns=["agent", "metric", "value", "low", "high", "seeds", "tasks"])
@@ -117,20 +158,17 @@ def performance_profiles(
         if scores.size == 0:
             continue
         share = profile(scores, taus)
+        low = high = np.full_like(share, np.nan)
         if len(scores) > 1:
-            with seeded(seed):
-                _, intervals = library.create_performance_profile(
-                    {agent: scores}, taus, custom_profile_func=profile, reps=reps
-                )
-            low, high = intervals[agent]
-        else:
-            low = high = np.full_like(share, np.nan)
+            [counts] = resamples([scores.shape], reps, seed)
+            above = (scores.reshape(-1, 1) > taus).astype(float)
+            low, high = _percentiles(counts.reshape(reps, -1) @ above / scores.size)
         parts.append(pd.DataFrame({"agent": agent, "score": taus, "share": share, "low": low, "high": high}))
     return _joined(parts, ["agent", "score", "share", "low", "high"])
 
 
 def sample_efficiency(env_steps: Ints, scores: Mapping[str, Floats], reps: int = REPS, seed: int = 0) -> pd.DataFrame:
-    """IQM over env steps.
+    """IQM over env steps; a resample draws whole runs, so it is one at every point.
 
     Args:
         env_steps: (points,)
@@ -144,7 +182,11 @@ def sample_efficiency(env_steps: Ints, scores: Mapping[str, Floats], reps: int =
         if values.size == 0:
             continue
         curve = iqm_curve(values)
-        low, high = _interval(values, iqm_curve, curve, reps, seed)
+        low = high = np.full_like(curve, np.nan)
+        if len(values) > 1:
+            [counts] = resamples([values.shape[:2]], reps, seed)
+            points = [_interquartile(values[..., point], counts) for point in range(values.shape[-1])]
+            low, high = _percentiles(np.stack(points, axis=1))
         parts.append(pd.DataFrame({"agent": agent, "env_steps": env_steps, "iqm": curve, "low": low, "high": high}))
     return _joined(parts, ["agent", "env_steps", "iqm", "low", "high"])
 
@@ -162,15 +204,19 @@ def improvements(matrices: Mapping[str, Floats], reps: int = REPS, seed: int = 0
         value = probability_of_improvement(matrices[x], matrices[y])
         low = high = float("nan")
         if min(len(matrices[x]), len(matrices[y])) > 1:
-            with seeded(seed):
-                _, intervals = library.get_interval_estimates(
-                    {"pair": [matrices[x], matrices[y]]},
-                    lambda a, b: np.array([probability_of_improvement(a, b)]),
-                    reps=reps,
-                )
-            low, high = intervals["pair"].ravel()
+            low, high = improvement_interval(matrices[x], matrices[y], reps, seed)
         rows.append((x, y, value, low, high))
     return pd.DataFrame(rows, columns=["x", "y", "probability", "low", "high"])
+
+
+def improvement_interval(x: Floats, y: Floats, reps: int = REPS, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval of `probability_of_improvement`; both agents are resampled, each on its own."""
+    of_x, of_y = resamples([x.shape, y.shape], reps, seed)
+    wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])  # (runs of X, runs of Y, tasks)
+    won = np.einsum("kit,ijt->kjt", of_x, wins)
+    values = np.einsum("kjt,kjt->k", won, of_y) / wins.size
+    low, high = _percentiles(values)
+    return float(low), float(high)
 
 
 def mean_interval(scores: Floats, reps: int = REPS, seed: int = 0) -> tuple[Floats, Floats, Floats]:
@@ -194,13 +240,28 @@ def mean_interval(scores: Floats, reps: int = REPS, seed: int = 0) -> tuple[Floa
     return mean, low, high
 
 
-def _interval(scores: Floats, statistic: object, values: Floats, reps: int, seed: int) -> tuple[Floats, Floats]:
-    """Bootstrap interval of a vector statistic over (runs, tasks, …); NaN with one run."""
+def mean_curve(scores: Floats, reps: int = REPS, seed: int = 0) -> tuple[Floats, Floats, Floats]:
+    """Mean over runs and tasks at each point, with the interval of the bootstrap stratified by task.
+
+    Args:
+        scores: (runs, tasks, points)
+
+    Returns:
+        mean, low, high: (points,); low and high are NaN with one run.
+    """
+    mean = scores.mean(axis=(0, 1))
     if len(scores) < 2:
-        return np.full_like(values, np.nan), np.full_like(values, np.nan)
-    with seeded(seed):
-        _, intervals = library.get_interval_estimates({"agent": scores}, statistic, reps=reps)
-    low, high = intervals["agent"]
+        nothing = np.full_like(mean, np.nan)
+        return mean, nothing, nothing
+    [counts] = resamples([scores.shape[:2]], reps, seed)
+    per_run = scores.reshape(-1, scores.shape[-1])
+    low, high = _percentiles(counts.reshape(reps, -1) @ per_run / len(per_run))
+    return mean, low, high
+
+
+def _percentiles(values: Floats) -> tuple[Floats, Floats]:
+    """Ends of the 95 % percentile interval over resamples: (reps, …) -> (…), (…)."""
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
     return low, high
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.4, 1.4)))
 """The line changes where the colours begin anew."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+PLACES = {"tdmpc2": 0, "tdmpc": 1, "dreamerv3": 2, "sac": 3, "drqv2": 4, "curl": 5}
+"""Agents that look the same in every figure: their place in the lists above."""
+TITLES = {
+    "tdmpc2": "TD-MPC2",
+    "tdmpc": "TD-MPC",
+    "dreamerv3": "DreamerV3",
+    "sac": "SAC",
+    "drqv2": "DrQ-v2",
+    "curl": "CURL",
+}
+"""How papers write the names of agents."""
 DPI = 160
 
 SETTINGS: dict[Any, Any] = {
@@ -53,10 +65,25 @@ class Style:
 
 
 def styles(agents: Sequence[str]) -> dict[str, Style]:
-    """A style for each agent, by its place; no two of the first 56 share colour and marker."""
+    """A style for each agent: its own for those of `PLACES`, wherever it is drawn; the others get what is left.
+
+    A name with something in brackets ("sac (published)") takes the place of the name before them if it is free. No two
+    of the first 56 share colour and marker.
+    """
+    places: dict[str, int] = {agent: PLACES[agent] for agent in agents if agent in PLACES}
+    for agent in agents:
+        base = agent.partition(" (")[0]
+        if agent not in places and base in PLACES and PLACES[base] not in places.values():
+            places[agent] = PLACES[base]
+    taken = set(places.values())
+    order = itertools.chain([len(PLACES)], range(len(PLACES)), itertools.count(len(PLACES) + 1))
+    free = (place for place in order if place not in taken)
+    for agent in agents:
+        if agent not in places:
+            places[agent] = next(free)
     return {
         agent: Style(COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)])
-        for i, agent in enumerate(agents)
+        for agent, i in ((agent, places[agent]) for agent in agents)
     }
 
 
@@ -69,6 +96,12 @@ def figure(width_in: float, height_in: float) -> Iterator[Figure]:
         yield Figure(figsize=(width_in, height_in), layout="constrained")
 
 
+def title(agent: str) -> str:
+    """An agent's name as papers write it, with what stands in brackets kept."""
+    base, bracket, rest = agent.partition(" (")
+    return TITLES.get(base, base) + bracket + rest
+
+
 def render(drawn: Figure, kind: str) -> bytes:
     """A figure as "png" or "pdf" without dates or names of programs, so that equal figures are equal bytes."""
     nothing = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
@@ -79,6 +112,8 @@ def render(drawn: Figure, kind: str) -> bytes:
 
 def save(drawn: Figure, folder: Path, name: str) -> bytes:
     """Write `name`.png and `name`.pdf; returns the PNG."""
+    drawn.draw_without_rendering()
+    drawn.set_layout_engine("none")  # laid out once for both files
     png = render(drawn, "png")
     atomic.write_bytes(folder / f"{name}.png", png)
     atomic.write_bytes(folder / f"{name}.pdf", render(drawn, "pdf"))

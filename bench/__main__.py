@@ -23,6 +23,7 @@ def build_app() -> typer.Typer:
         add_completion=False,
     )
     app.registered_commands += bench_app.registered_commands + analysis_app.registered_commands
+    app.registered_groups += analysis_app.registered_groups
     app.add_typer(sweep_app, name="sweep")
     return app
 
