@@ -59,6 +59,10 @@ def judge(name: str, outcome: Outcome, core: bool = False) -> Check:
     if found is not None and outcome.returncode == 0:
         return Check(name, "ok", found, core=core, seconds=outcome.seconds)
     error = outcome.answer.get("error")
+    if outcome.returncode is None:
+        return Check(
+            name, "fail", outcome.end, "run bench doctor again when this machine is less busy", core, outcome.seconds
+        )
     if error is None:
         return Check(name, "fail", _crash(outcome), INSTALL_ALL, core, outcome.seconds)
     return Check(name, "fail", error, _mend(error, outcome.answer.get("missing_module")), core, outcome.seconds)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -24,23 +23,19 @@ from bench.checks import Check
 from bench.children import Outcome, run_child
 from bench.provenance import nvidia_driver
 
-DEADLINE_S = 55.0
-"""Everything together; a probe that is not done by then is stopped and reported."""
-PROBE_TIMEOUT_S = 40.0
+PROBE_TIMEOUT_S = 120.0
+"""A probe takes seconds; this leaves room for a machine that is busy with training."""
 
 
 def run_checks(results: Path) -> list[Check]:
-    """Try everything, in under a minute.
+    """Try everything: seconds on a quiet machine.
 
     Args:
         results: the folder that runs are to be written to; it need not exist yet.
     """
-    deadline = time.monotonic() + DEADLINE_S
     # Importing simulators is mostly disk and one core each; more at a time than cores only makes each slower.
     with ThreadPoolExecutor(max_workers=max(2, min(6, os.cpu_count() or 2))) as pool:
-        jobs = {
-            name: pool.submit(probe, name.partition("-")[0], environment, deadline) for name, environment in _probes()
-        }
+        jobs = {name: pool.submit(probe, name.partition("-")[0], environment) for name, environment in _probes()}
         found = [one.check_python(), one.check_packages(), one.check_results(results)]
         outcomes = {name: job.result() for name, job in jobs.items()}
     return [
@@ -116,12 +111,11 @@ def _probes() -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def probe(name: str, environment: Mapping[str, str], deadline: float) -> Outcome:
+def probe(name: str, environment: Mapping[str, str]) -> Outcome:
     """Run one probe of `bench.probes` in a child process.
 
     Args:
         environment: added to this process's own.
-        deadline: of `time.monotonic()`.
     """
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -129,5 +123,5 @@ def probe(name: str, environment: Mapping[str, str], deadline: float) -> Outcome
         # -P keeps the working directory, where anything may lie, out of the child's imports.
         [sys.executable, "-P", "-m", "bench.probes", name],
         {**threads, **os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        min(PROBE_TIMEOUT_S, max(1.0, deadline - time.monotonic())),
+        PROBE_TIMEOUT_S,
     )
