@@ -9,13 +9,14 @@ TORCH = $(shell grep '^torch==' requirements.lock)
 # Anew whenever a pin, the package itself or its place changes, and only then.
 STAMP := .venv/installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | tr ' ' '-')
 
-.PHONY: help setup quickstart collect test test-slow lint
+.PHONY: help setup quickstart collect test test-fast test-slow lint
 
 help:
 	@echo "make setup       make .venv with the whole pinned set (about 2 minutes)"
 	@echo "make quickstart  train TD-MPC2 and SAC on a few cheap tasks and write a report (about 10 minutes on 2 cores)"
 	@echo "make collect     the quickstart's tables alone"
-	@echo "make test        the fast tests"
+	@echo "make test        the tests: all but the slow ones (about 10 minutes on 2 cores)"
+	@echo "make test-fast   the fast ones of them (under 2 minutes)"
 	@echo "make test-slow   the slow tests: minutes of real training"
 	@echo "make lint        ruff, its formatter and mypy"
 
@@ -53,6 +54,9 @@ collect: setup
 
 test: setup
 	.venv/bin/python -m pytest
+
+test-fast: setup
+	.venv/bin/python -m pytest -m "not slow and not gpu and not whole"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
