@@ -48,7 +48,8 @@ class Task:
     domain: str
     """dmcontrol, metaworld, maniskill, myosuite, or a user's own."""
     simulator_id: str
-    """How the simulator calls it, or `module:function` that makes a user's own environment (see `bench.envs.make`)."""
+    """How the simulator calls it; for a task of the user's own `gymnasium:<environment id>`, or `module:function` that
+    makes its environment (see `bench.envs.make`)."""
     obs_size: int
     """Length of the state observation."""
     action_size: int
@@ -67,6 +68,8 @@ class Task:
     """The simulator's packages and versions; those of `DOMAIN_VERSIONS` where left empty."""
     terminates: bool = False
     """Whether the simulator may end an episode before its time limit. None of the 104 does."""
+    return_range: tuple[float, float] = (0.0, 1000.0)
+    """Returns that score 0 and 100 where the metric is return."""
 
     def __post_init__(self) -> None:
         sizes = (self.obs_size, self.action_size, self.action_repeat, self.episode_agent_steps, self.budget_env_steps)
@@ -74,6 +77,9 @@ class Task:
             raise UserError(f"task '{self.name}': sizes, repeat, episode length and budget must be at least 1")
         if self.metric not in ("return", "success"):
             raise UserError(f"task '{self.name}': metric is '{self.metric}', valid are return, success")
+        low, high = self.return_range
+        if not low < high:
+            raise UserError(f"task '{self.name}': return_range is {low}, {high}, but the first must be the smaller")
         # A frozen dataclass sets what follows from other fields through object.__setattr__.
         object.__setattr__(self, "tags", frozenset(self.tags))
         object.__setattr__(self, "published_name", self.published_name or self.name)
@@ -96,13 +102,14 @@ class Task:
         return EVAL_EVERY_AGENT_STEPS * self.action_repeat
 
     def score(self, return_: float, success: float) -> float:
-        """0-100: return / 10 (episodes that pay at most 1 an env step over 1000) or success rate x 100.
+        """0-100: where the return lies in `return_range` (return / 10 on DMControl), or success rate x 100.
 
         Args:
             return_: episode return, or a mean of them.
             success: success rate between 0 and 1.
         """
-        return return_ / 10 if self.metric == "return" else success * 100
+        low, high = self.return_range
+        return (return_ - low) / ((high - low) / 100) if self.metric == "return" else success * 100
 
 
 # Rows.

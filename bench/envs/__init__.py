@@ -44,9 +44,10 @@ def make(
     environment did before. `reset()` goes on with seeds that follow from the last one given, at first `seed`.
 
     Args:
-        task: a name of the table, or a row. A row whose simulator_id is `module:function` is built by that function,
-            called as `function(task, obs=, seed=, action_repeat=, render_mode=)`; what it returns keeps the contract
-            above (`bench.envs.base.TaskEnv` helps).
+        task: a name of the table, or a row. A row whose simulator_id is `gymnasium:<id>` is that environment of
+            Gymnasium's registry. One whose simulator_id is `module:function` is built by that function, called as
+            `function(task, obs=, seed=, action_repeat=, render_mode=)`; what it returns keeps the contract above
+            (`bench.envs.base.TaskEnv` and `bench.envs.gymnasium_env.GymnasiumEnv` help).
         action_repeat: env steps in an agent step, the table's by default; it must divide the episode.
         render_mode: "rgb_array" for `render(height=, width=)`, which gives (height, width, 3) uint8.
 
@@ -62,18 +63,31 @@ def make(
         )
     options = {"obs": obs, "seed": seed, "action_repeat": repeat, "render_mode": render_mode}
     if ":" in row.simulator_id:
-        module, _, function = row.simulator_id.partition(":")
-        env: gymnasium.Env[Any, Any] = getattr(import_module(module), function)(row, **options)
-        return env
+        return _users_own(row, options)
     check_supported(row, obs)
     if render_mode is not None and row.domain != "maniskill":  # which brings a renderer of its own
         from bench.envs import rendering
 
         rendering.prepare_process()
     try:
-        env = import_module(f"bench.envs.{row.domain}").make(row, **options)
+        env: gymnasium.Env[Any, Any] = import_module(f"bench.envs.{row.domain}").make(row, **options)
     except ImportError as error:
         raise import_failure(row.name, row.domain, error) from error
+    return env
+
+
+def _users_own(row: Task, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    module, _, function = row.simulator_id.partition(":")
+    if module == "gymnasium":
+        from bench.envs.gymnasium_env import make as factory
+    else:
+        try:
+            factory = getattr(import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"task '{row.name}': simulator_id '{row.simulator_id}' names no function that can be loaded ({error})"
+            ) from error
+    env: gymnasium.Env[Any, Any] = factory(row, **options)
     return env
 
 

@@ -87,6 +87,13 @@ def test_score() -> None:
     assert tasks.get("mw-push").score(3000.0, 0.7) == pytest.approx(70.0)
 
 
+def test_score_of_a_users_own_scale() -> None:
+    task = tasks.Task("x", "mine", "x:y", 1, 1, 1, 1, 1, "return", return_range=(-1600.0, 0.0))
+    assert [task.score(return_, 1.0) for return_ in (-1600.0, -400.0, 0.0)] == [0.0, 75.0, 100.0]
+    with pytest.raises(UserError, match=r"return_range is 5.0, 5.0, but the first must be the smaller"):
+        replace(task, return_range=(5.0, 5.0))
+
+
 def test_published_names() -> None:
     assert tasks.get("myo-hand-reach-hard").name == "myo-reach-hard"
     assert tasks.get("dog-run").published_name == "dog-run"
