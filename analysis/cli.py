@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from analysis.compare_cli import app as compare_app
 from analysis.paper_cli import app as figures_app
 from analysis.published_cli import app as published_app
 
 app = typer.Typer()
+app.registered_commands += compare_app.registered_commands
 app.add_typer(published_app, name="published")
 app.add_typer(figures_app, name="figures")
 

@@ -1,0 +1,224 @@
+"""An agent against others on the tasks and at the env steps that all have, with a verdict that the seeds support."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics
+from analysis.alignment import Comparison, Floats, align
+from analysis.difference import MIN_SD, Difference, difference
+from analysis.groups import ALL, groups
+from bench.errors import UserError
+
+MIN_SEEDS = 3
+"""Below this on either side no difference is claimed."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Everything that a comparison says; `analysis.compare_text` writes it."""
+
+    mine: str
+    others: tuple[str, ...]
+    tasks: pd.DataFrame
+    """A row for each common task and other agent: task, domain, env_steps, other, mine, mine_low, mine_high,
+    mine_seeds, theirs, theirs_low, theirs_high, their_seeds, difference, low, high, result (higher, lower, not told
+    apart)."""
+    groups: pd.DataFrame
+    """A row for each group and other agent: group, other, tasks, seeds, mean and IQM of both sides with intervals,
+    difference of the means, probability of improvement."""
+    clocks: pd.DataFrame
+    """Mean scores at equal wall-clock and GPU time where both sides know it: clock, unit, agent, value, low, high,
+    seeds, tasks."""
+    verdicts: tuple[str, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; NaN becomes null."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, pd.DataFrame):
+                return json.loads(value.to_json(orient="records", double_precision=10))
+            return list(value) if isinstance(value, tuple) else value
+
+        fields = {"mine": self.mine, "others": self.others, "verdicts": self.verdicts, "warnings": self.warnings}
+        tables = {"tasks": self.tasks, "groups": self.groups, "clocks": self.clocks, "notes": self.notes}
+        return {key: plain(value) for key, value in (fields | tables).items()}
+
+
+def compare(
+    mine: str,
+    evals: pd.DataFrame,
+    clocks: Mapping[str, pd.DataFrame],
+    reps: int = statistics.REPS,
+    notes: Sequence[str] = (),
+) -> Compared:
+    """Compare the agent `mine` with every other one of a table.
+
+    Args:
+        mine: its name in column `agent`.
+        evals: columns of `bench.schema.EVALS`; the sides are told apart by `agent`.
+        clocks: unit -> `evals` with that clock in place of env steps.
+        reps: bootstrap resamples.
+        notes: what is to be said besides.
+
+    Raises:
+        UserError: no task that all sides have at equal env steps.
+    """
+    comparison = align(evals)
+    others = tuple(agent for agent in comparison.agents if agent != mine)
+    if not others or not comparison.common_tasks:
+        reasons = "; ".join(f"{note.text}: {', '.join(note.items[:3])}" for note in comparison.notes)
+        raise UserError(
+            f"no task that {mine} and {', '.join(others) or 'another agent'} all have at equal env steps "
+            f"({reasons or 'no task is common'}); a shorter run needs whole published curves: bench published import"
+        )
+    by_task = _task_rows(comparison, mine, others, reps)
+    by_group, verdicts = _group_rows(comparison, mine, others, reps)
+    return Compared(
+        mine,
+        others,
+        by_task,
+        by_group,
+        _clock_rows(clocks, reps),
+        tuple(verdicts),
+        tuple(_warnings(evals, comparison, mine)),
+        (*notes, *(f"{note.text}: {', '.join(note.items)}" for note in comparison.notes)),
+    )
+
+
+def _scores(comparison: Comparison, agent: str, names: Sequence[str]) -> list[Floats]:
+    """For each task the final scores of all seeds of an agent."""
+    rows = comparison.finals[comparison.finals["agent"] == agent].groupby("task")["score"]
+    return [rows.get_group(name).to_numpy("float64") for name in names]
+
+
+def _task_rows(comparison: Comparison, mine: str, others: Sequence[str], reps: int) -> pd.DataFrame:
+    rows = []
+    for task in comparison.common_tasks:
+        [own] = _scores(comparison, mine, [task])
+        own_interval = [float(part[0]) for part in statistics.mean_interval(own[:, None], reps)]
+        for other in others:
+            [theirs] = _scores(comparison, other, [task])
+            their_interval = [float(part[0]) for part in statistics.mean_interval(theirs[:, None], reps)]
+            gap = difference([own], [theirs])
+            low, high = gap.interval()
+            enough = min(len(own), len(theirs)) >= MIN_SEEDS
+            result = "higher" if enough and low > 0 else "lower" if enough and high < 0 else "not told apart"
+            place = (task, comparison.domains[task], comparison.final_env_steps[task], other)
+            both = (*own_interval, len(own), *their_interval, len(theirs))
+            rows.append((*place, *both, gap.value, low, high, result))
+    columns = (
+        "task domain env_steps other mine mine_low mine_high mine_seeds theirs theirs_low theirs_high their_seeds "
+    )
+    return pd.DataFrame(rows, columns=[*columns.split(), "difference", "low", "high", "result"])
+
+
+def _group_rows(comparison: Comparison, mine: str, others: Sequence[str], reps: int) -> tuple[pd.DataFrame, list[str]]:
+    index = {task: place for place, task in enumerate(comparison.common_tasks)}
+    rows, verdicts = [], []
+    for group, names in groups(comparison.common_tasks, comparison.domains).items():
+        columns = [index[name] for name in names]
+        matrices = {agent: comparison.matrices[agent][:, columns] for agent in (mine, *others)}
+        aggregates = statistics.aggregates(matrices, reps).set_index(["agent", "metric"])[["value", "low", "high"]]
+        own = _scores(comparison, mine, names)
+        for other in others:
+            theirs = _scores(comparison, other, names)
+            gap = difference(own, theirs)
+            seeds = (min(map(len, own)), min(map(len, theirs)))
+            row: dict[str, Any] = {"group": group, "other": other, "tasks": len(names)}
+            row |= {"mine_seeds": seeds[0], "their_seeds": seeds[1]}
+            for who, agent in (("mine", mine), ("theirs", other)):
+                for metric in ("Mean", "IQM"):
+                    key = f"{who}_{metric.lower()}"
+                    row |= dict(zip((key, f"{key}_low", f"{key}_high"), aggregates.loc[(agent, metric)], strict=True))
+            row["difference"], (row["low"], row["high"]) = gap.value, gap.interval()
+            x, y = matrices[mine], matrices[other]
+            row["probability"] = statistics.probability_of_improvement(x, y)
+            ends = statistics.improvement_interval(x, y, reps) if min(len(x), len(y)) > 1 else (np.nan, np.nan)
+            row["probability_low"], row["probability_high"] = ends
+            rows.append(row)
+            if group == ALL:
+                verdicts.append(verdict(mine, other, gap, len(names), seeds))
+    return pd.DataFrame(rows), verdicts
+
+
+def verdict(mine: str, other: str, gap: Difference, tasks: int, seeds: tuple[int, int]) -> str:
+    """One sentence on the mean over all common tasks, which claims a difference only where seeds allow it."""
+    where = f"on the mean over {tasks} task{'s' * (tasks != 1)} ({seeds[0]} against {seeds[1]} seeds)"
+    said = f"{mine} and {other} differ by {gap.value:+.1f} points {where}"
+    if min(seeds) < 2:
+        return f"{said}; one seed cannot tell a difference from chance."
+    low, high = gap.interval()
+    said = f"{mine} against {other}: {gap.value:+.1f} points [{low:+.1f}, {high:+.1f}] {where}"
+    if min(seeds) < MIN_SEEDS:
+        return f"{said}; with fewer than {MIN_SEEDS} seeds a side no difference is claimed."
+    if low > 0:
+        return f"{said}: {mine} scores higher on these tasks."
+    if high < 0:
+        return f"{said}: {mine} scores lower on these tasks."
+    return f"{said}: these seeds do not tell them apart."
+
+
+def _clock_rows(clocks: Mapping[str, pd.DataFrame], reps: int) -> pd.DataFrame:
+    parts = []
+    for unit, evals in clocks.items():
+        comparison = align(evals)
+        if len(comparison.agents) < 2 or not comparison.common_tasks:
+            continue
+        table = statistics.aggregates(comparison.matrices, reps)
+        hours = [comparison.final_env_steps[task] / 3600 for task in comparison.common_tasks]
+        span = f"{min(hours):.2g}-{max(hours):.2g} h" if len(hours) > 1 else f"{hours[0]:.2g} h"
+        parts.append(table[table["metric"] == "Mean"].drop(columns="metric").assign(clock=unit, per_task=span))
+    columns = ["clock", "per_task", "agent", "value", "low", "high", "seeds", "tasks"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _warnings(evals: pd.DataFrame, comparison: Comparison, mine: str) -> list[str]:
+    """What the sides do not have in common although scores are set side by side."""
+    found = []
+    table = evals[evals["task"].isin(comparison.common_tasks)]
+    for domain, rows in table.groupby("domain"):
+        versions = rows.groupby("domain_version")["agent"].unique()
+        if len(versions) > 1:
+            said = "; ".join(f"{version} ({', '.join(sorted(agents))})" for version, agents in versions.items())
+            found.append(f"{domain}: different simulator versions, scores need not agree: {said}")
+    started = table[table["agent_steps"] > 0]
+    repeat = (
+        (started["env_steps"] / started["agent_steps"]).round().groupby([started["task"], started["agent"]]).median()
+    )
+    uneven = [task for task, values in repeat.groupby(level=0) if values.nunique() > 1]
+    if uneven:
+        found.append(f"different action repeat on {len(uneven)} tasks: {', '.join(uneven)}")
+    budget = table.groupby(["task", "agent"])["env_steps"].max().unstack()
+    longer = budget.max(axis=1) > 1.05 * budget.min(axis=1)
+    if longer.any():
+        names = [str(task) for task in budget.index[longer]]
+        found.append(
+            f"different budgets on {len(names)} tasks, compared at the smaller: {', '.join(names[:5])}"
+            + ("…" if len(names) > 5 else "")
+        )
+    few = [agent for agent in comparison.agents if comparison.seeds(agent) < MIN_SEEDS]
+    if few:
+        found.append(f"fewer than {MIN_SEEDS} seeds: {', '.join(few)}")
+    return found
+
+
+def rules(reps: int) -> tuple[str, ...]:
+    """How the numbers came about, for the output."""
+    return (
+        "The score of a run at S env steps is that of its last evaluation at or before S; S is the largest env-step "
+        "count of a task that every side reached with at least one seed.",
+        f"Intervals of a side's mean and IQM, and of the probability of improvement, are 95 % percentile intervals of "
+        f"{reps:,} bootstrap resamples stratified by task; with three seeds they are too narrow.",
+        f"Differences have Welch t intervals over seeds (95 %), with a standard deviation of at least {MIN_SD:g} point "
+        "for each task and side. Higher or lower is said where the interval excludes 0 and both sides have "
+        f"{MIN_SEEDS} seeds; of many tasks, one in twenty would be told apart by chance alone.",
+    )
