@@ -168,9 +168,11 @@ class RunDir:
             age_s=age_s,
         )
 
-    @staticmethod
-    def _owner_gone(beat: Mapping[str, Any], age_s: float) -> bool:
-        owner = Process.from_json(beat["process"])
+    def _owner_gone(self, beat: Mapping[str, Any], age_s: float) -> bool:
+        try:
+            owner = Process.from_json(beat["process"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.path}/heartbeat is damaged: remove it and run again") from error
         return age_s > STALE_AFTER_S or (owner.is_here and not owner.alive)
 
     # Writing

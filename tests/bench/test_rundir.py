@@ -116,6 +116,9 @@ def test_rewind_drops_torn_and_later_rows(tmp_path: Path) -> None:
 
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, spec())
+    atomic.write_json(run.path / "heartbeat", {"time": 0.0, "ended": False})
+    with pytest.raises(UserError, match="heartbeat is damaged"):
+        run.progress()
     run.run_json.write_text("{")
     with pytest.raises(UserError, match=r"run\.json is damaged"):
         run.info()
