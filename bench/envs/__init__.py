@@ -5,6 +5,7 @@ Light on purpose: simulators are loaded when the first environment of their doma
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,12 +20,34 @@ if TYPE_CHECKING:
 ObsKind = Literal["state", "rgb"]
 
 SUPPORTED_DOMAINS: dict[str, tuple[str, ...]] = {
-    "dmcontrol": ("state",),
+    "dmcontrol": ("state", "rgb"),
     "metaworld": ("state",),
     "maniskill": ("state",),
     "myosuite": ("state",),
 }
 """Observation kinds that each domain has environments for."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What an agent wants to see with obs="rgb". The paper's pictures are the default."""
+
+    size: int = 64
+    """Height and width in pixels."""
+    stack: int = 3
+    """The last pictures that make up one observation."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.stack < 1:
+            raise UserError(f"pictures of size {self.size}, {self.stack} stacked: both must be at least 1")
+
+    @property
+    def obs_shape(self) -> tuple[int, int, int]:
+        """(3 x stack, size, size)."""
+        return 3 * self.stack, self.size, self.size
+
+
+PAPER_PIXELS = Pixels()
 
 
 def make(
@@ -33,12 +56,14 @@ def make(
     seed: int = 0,
     action_repeat: int | None = None,
     render_mode: Literal["rgb_array"] | None = None,
+    pixels: Pixels = PAPER_PIXELS,
 ) -> gymnasium.Env[Any, Any]:
     """One environment of a task.
 
-    Observations are float32 vectors (O,), actions float32 (A,) in [-1, 1] for the simulator's whole range. An agent
-    step repeats its action and sums the rewards. `terminated` says that the simulator ended the episode, `truncated`
-    that its time is up; `info["success"]` is 0.0 or 1.0 at this agent step (0.0 where the domain has no success).
+    Observations are float32 vectors (O,), or uint8 images (3 x stack, size, size) with obs="rgb"; actions float32 (A,)
+    in [-1, 1] for the simulator's whole range. An agent step repeats its action and sums the rewards. `terminated` says
+    that the simulator ended the episode, `truncated` that its time is up; `info["success"]` is 0.0 or 1.0 at this agent
+    step (0.0 where the domain has no success).
 
     `reset(seed=s)` decides the whole episode: the same seed and actions give the same numbers bit for bit, whatever the
     environment did before. `reset()` goes on with seeds that follow from the last one given, at first `seed`.
@@ -50,6 +75,7 @@ def make(
             (`bench.envs.base.TaskEnv` and `bench.envs.gymnasium_env.GymnasiumEnv` help).
         action_repeat: env steps in an agent step, the table's by default; it must divide the episode.
         render_mode: "rgb_array" for `render(height=, width=)`, which gives (height, width, 3) uint8.
+        pixels: the pictures that obs="rgb" gives.
 
     Raises:
         UserError: an unknown task, a kind of observation or a domain without environments, a missing package.
@@ -62,6 +88,11 @@ def make(
             f"choose a divisor (the benchmark's is {row.action_repeat})"
         )
     options = {"obs": obs, "seed": seed, "action_repeat": repeat, "render_mode": render_mode}
+    if obs == "rgb" and ":" not in row.simulator_id:
+        check_supported(row, obs)
+        from bench.envs.pixels import PixelEnv
+
+        return PixelEnv(make(row, "state", seed, repeat, "rgb_array"), pixels)  # type: ignore[arg-type]
     if ":" in row.simulator_id:
         return _users_own(row, options)
     check_supported(row, obs)
@@ -111,11 +142,11 @@ def check_supported(task: Task, obs: str) -> None:
     )
 
 
-def obs_spec(task: Task, obs: ObsKind) -> tuple[tuple[int, ...], str]:
+def obs_spec(task: Task, obs: ObsKind, pixels: Pixels = PAPER_PIXELS) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of a task's observations, from the table alone.
 
     Raises:
         UserError: no environment gives this kind of observation.
     """
     check_supported(task, obs)
-    return (task.obs_size,), "float32"
+    return (pixels.obs_shape, "uint8") if obs == "rgb" else ((task.obs_size,), "float32")

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.envs import ObsKind, make
+from bench.envs import PAPER_PIXELS, ObsKind, Pixels, make
 from bench.errors import UserError
 from bench.tasks import Task
 
@@ -80,6 +80,7 @@ class EnvEntry:
 
     task: Task
     action_repeat: int | None
+    pixels: Pixels = PAPER_PIXELS
 
 
 class HostError(Exception):
@@ -103,6 +104,7 @@ class EnvHost:
                     obs,
                     action_repeat=entry.action_repeat,
                     render_mode="rgb_array" if render else None,
+                    pixels=entry.pixels,
                 )
             except Exception as error:
                 raise HostError(index) from error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import tasks as task_table
-from bench.envs import ObsKind, obs_spec
+from bench.envs import PAPER_PIXELS, ObsKind, Pixels, obs_spec
 from bench.envs.base import checked_actions
 from bench.envs.errors import WorkerError
 from bench.envs.host import EnvEntry, EnvHost, Failure, HostError, Layout
@@ -60,6 +60,7 @@ class EnvPool:
         action_repeats: env steps in an agent step, for each environment; the table's by default.
         render: whether `render` will be called; without it workers load MuJoCo without OpenGL, which saves memory.
         timeout_s: how long a worker may take for one command before it counts as hung.
+        pixels: the pictures that obs="rgb" gives.
 
     Raises:
         UserError: tasks of unequal shapes, no environment for a task, a missing package, no way to render.
@@ -74,12 +75,13 @@ class EnvPool:
         action_repeats: Sequence[int] | None = None,
         render: bool = False,
         timeout_s: float = 120.0,
+        pixels: Pixels = PAPER_PIXELS,
     ) -> None:
         self.tasks = [task_table.get(task) if isinstance(task, str) else task for task in tasks]
         self.timeout_s = timeout_s
         repeats: Sequence[int | None] = action_repeats or [None] * len(self.tasks)
-        entries = {i: EnvEntry(*pair) for i, pair in enumerate(zip(self.tasks, repeats, strict=True))}
-        layout = _common_layout(self.tasks, obs)
+        entries = {i: EnvEntry(*pair, pixels) for i, pair in enumerate(zip(self.tasks, repeats, strict=True))}
+        layout = _common_layout(self.tasks, obs, pixels)
         memory = layout.allocate()
         self.layout = layout
         self._arrays = layout.arrays(memory)
@@ -91,7 +93,7 @@ class EnvPool:
             if workers == 0:
                 self._host = EnvHost(entries, obs, render, self._arrays)
                 return
-            draws_with_mujoco = render and any(task.domain != "maniskill" for task in self.tasks)
+            draws_with_mujoco = obs == "rgb" or (render and any(task.domain != "maniskill" for task in self.tasks))
             with worker_environment(draws_with_mujoco):
                 for part in split(len(self.tasks), workers):
                     arguments = ({i: entries[i] for i in part}, obs, render, layout, memory)
@@ -257,10 +259,10 @@ class EnvPool:
         return ", ".join(f"{self.tasks[index].name} (environment {index})" for index in indices)
 
 
-def _common_layout(tasks: Sequence[Task], obs: ObsKind) -> Layout:
+def _common_layout(tasks: Sequence[Task], obs: ObsKind, pixels: Pixels) -> Layout:
     if not tasks:
         raise UserError("an environment pool needs at least one task")
-    layouts = {Layout(len(tasks), *obs_spec(task, obs), task.action_size): task.name for task in tasks}
+    layouts = {Layout(len(tasks), *obs_spec(task, obs, pixels), task.action_size): task.name for task in tasks}
     if len(layouts) > 1:
         shapes = "; ".join(f"{name}: obs {lay.obs_shape}, action {lay.action_size}" for lay, name in layouts.items())
         raise UserError(f"tasks of one pool need equal shapes, these differ ({shapes}): use a pool for each")
