@@ -61,11 +61,10 @@ def test_scripted_policies_solve_a_few_tasks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_scripted_policies_solve_nearly_every_episode(record_property: Any) -> None:
+def test_scripted_policies_solve_nearly_every_episode() -> None:
     """They were written to be stopped at success and often push on past it, so success at any step is what counts."""
     ever, last, missed = count(ROWS, seeds=range(4))
-    record_property("solved", f"{ever} of 200 at some agent step, {last} at the last")
-    assert ever >= 190, missed
+    assert ever >= 190, f"{ever} of 200 at some agent step, {last} at the last; never: {missed}"
 
 
 @pytest.mark.parametrize("name", ["mw-push", "mw-button-press-topdown-wall", "mw-stick-pull"])
