@@ -200,6 +200,9 @@ def read_eval_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         UserError: the file has other columns.
     """
+    regular = _read_regular(path)
+    if regular is not None:
+        return regular, []
     lines = atomic.whole_lines(path)
     remarks = []
     if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
@@ -222,6 +225,25 @@ def read_eval_csv(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if twice:
         remarks.append(f"eval.csv has {twice} episodes twice: the last written counts")
     return episodes.drop_duplicates(["env_steps", "episode"], keep="last"), remarks
+
+
+def _read_regular(path: Path) -> pd.DataFrame | None:
+    """An eval.csv in which nothing is damaged, torn, doubled or out of order, read in one go; None for any other.
+
+    It is what nearly every run leaves, and several times faster than looking at every line.
+    """
+    try:
+        raw = path.read_bytes()
+        table = pd.read_csv(io.BytesIO(raw), dtype="float64")
+    except (OSError, ValueError):  # the careful way says what is wrong
+        return None
+    if not raw.endswith(b"\n") or list(table.columns) != list(EVAL_CSV) or raw.count(b"\n") != len(table) + 1:
+        return None
+    values = table.to_numpy()
+    moved = np.diff(values[:, [table.columns.get_loc("env_steps"), table.columns.get_loc("episode")]], axis=0)
+    if np.isnan(values).any() or not ((moved[:, 0] > 0) | ((moved[:, 0] == 0) & (moved[:, 1] > 0))).all():
+        return None
+    return table
 
 
 def _configuration_key(spec: RunSpec) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis import figures, statistics
+from analysis import figures, report_parts, statistics
 from analysis.alignment import Comparison, Note, align, label, labels, mixes_obs, sample_efficiency_scores
 from analysis.figures import Drawn
 from analysis.tables import Configuration, Tables
@@ -62,10 +62,20 @@ def write_report(
         for old in folder.iterdir():  # an earlier report may have had more pages
             if old.name.startswith(figures.NAMES):
                 old.unlink()
-        sections, aggregates = _draw(comparison, folder, reps, say)
+        sections, aggregates, panels = _draw(comparison, folder, reps, say)
         finals = final_scores(comparison, reps)
         figures.write_csv(finals, folder, "final_scores")
-        atomic.write_text(out, _render(tables, comparison, sections, aggregates, finals, source, folder.name, reps))
+        extra = {
+            "panels": panels,
+            "by_group": report_parts.group_rows(report_parts.group_aggregates(comparison, reps)),
+            "legend": report_parts.legend(comparison.agents),
+            "panel": {"width": report_parts.WIDTH, "height": report_parts.HEIGHT, "margin": report_parts.MARGIN},
+            "cost": report_parts.cost(tables),
+            "videos": report_parts.videos(tables, out),
+        }
+        atomic.write_text(
+            out, _render(tables, comparison, sections, aggregates, finals, source, folder.name, reps, extra)
+        )
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror}): choose another place with -o") from error
     return out
@@ -77,10 +87,10 @@ def _first_problem(tables: Tables) -> str:
 
 def _draw(
     comparison: Comparison, folder: Path, reps: int, say: Callable[[str], None]
-) -> tuple[list[Section], pd.DataFrame]:
+) -> tuple[list[Section], pd.DataFrame, list[report_parts.Panel]]:
     aggregates = statistics.aggregates(comparison.matrices, reps)
     if not comparison.tasks:
-        return [], aggregates
+        return [], aggregates, []
     sections = []
     if comparison.common_tasks:
         say("aggregate statistics")
@@ -97,7 +107,9 @@ def _draw(
     say("learning curves")
     curves = figures.learning_curve_table(comparison, reps)
     pages = figures.draw_learning_curves(comparison, curves, folder, say)
-    return [*sections, Section("Learning curves", tuple(pages))], aggregates
+    shown = pages if len(pages) == 1 else []  # many pages stay beside the report; the small panels show all tasks
+    sections.append(Section("Learning curves", tuple(shown)))
+    return sections, aggregates, report_parts.small_multiples(comparison, curves) if len(pages) > 1 else []
 
 
 def final_scores(comparison: Comparison, reps: int = statistics.REPS) -> pd.DataFrame:
@@ -123,6 +135,7 @@ def _render(
     source: str,
     files: str,
     reps: int,
+    extra: Mapping[str, Any],
 ) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -148,6 +161,7 @@ def _render(
         unfinished=_unfinished(tables),
         configurations=_configurations(tables),
         provenance=_provenance(tables.runs),
+        **extra,
     )
 
 

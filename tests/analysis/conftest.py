@@ -72,7 +72,7 @@ def eval_rows(env_steps: int, returns: Sequence[float]) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_evals() -> Callable[[Mapping[tuple[str, str, int], Mapping[int, float]]], pd.DataFrame]:
     """An `evals` table from {(agent, task, seed): {env_steps: score}}."""
 

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from analysis import collect as collect_module
 from analysis.cli import app
 from analysis.collect import collect
 from analysis.tables import VERSION_KEY, load_tables, write_tables
 from bench.errors import UserError
-from bench.schema import EVALS, RUNS, SCHEMA_VERSION
+from bench.schema import EVAL_CSV, EVALS, RUNS, SCHEMA_VERSION
 
 
 def test_one_row_for_each_evaluation_with_the_mean_of_its_episodes(make_run, tmp_path):
@@ -263,3 +264,29 @@ def test_command_prints_what_it_found(make_run, tmp_path):
     assert "1 runs (1 done), 1 evaluations" in plain.stdout
     assert "problem: " in plain.stdout
     assert (tmp_path / "out" / "evals.csv").exists()
+
+
+ROWS = ("0,0,0.0,0,1.0,0.0,500", "0,0,0.0,1,2.0,0.0,500", "100,50,1.5,0,3.0,1.0,500")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join([",".join(EVAL_CSV), *ROWS]) + "\n",
+        "\n".join([",".join(EVAL_CSV), *ROWS, "200,100,2.0,0,9"]) + "\n",  # a short row
+        "\n".join([",".join(EVAL_CSV), *ROWS, "200,100,2.0,0,9,0,500,7"]) + "\n",  # a long row
+        "\n".join([",".join(EVAL_CSV), *ROWS, ""]) + "\n",  # an empty line
+        "\n".join([",".join(EVAL_CSV), *ROWS, "200,100,2.0,0,9.0,0.0,500"]),  # a torn row
+        "\n".join([",".join(EVAL_CSV), *ROWS, ROWS[0]]) + "\n",  # twice and out of order
+        "\n".join([",".join(EVAL_CSV), *ROWS, "200,100,2.0,0,nan,0.0,500"]) + "\n",
+        "\n".join([",".join(EVAL_CSV), *ROWS, "200,100,2.0,0,x,0.0,500"]) + "\n",
+    ],
+)
+def test_fast_reading_is_the_careful_one(tmp_path, monkeypatch, text):
+    path = tmp_path / "eval.csv"
+    path.write_text(text)
+    found, remarks = collect_module.read_eval_csv(path)
+    monkeypatch.setattr(collect_module, "_read_regular", lambda path: None)
+    expected, expected_remarks = collect_module.read_eval_csv(path)
+    pd.testing.assert_frame_equal(found, expected)
+    assert remarks == expected_remarks

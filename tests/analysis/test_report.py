@@ -9,14 +9,15 @@ import pytest
 from bs4 import BeautifulSoup
 from typer.testing import CliRunner
 
-from analysis import figures, style
+from analysis import figures, report_parts, style
 from analysis.alignment import align
 from analysis.cli import app
 from analysis.collect import collect
 from analysis.report import final_scores, write_report
 from analysis.style import COLOURS, styles
-from analysis.tables import load_tables, write_tables
+from analysis.tables import Tables, frame, load_tables, write_tables
 from bench.errors import UserError
+from bench.schema import RUNS
 
 REPS = 100
 EVIL = "<script>alert('x')</script>"
@@ -242,3 +243,34 @@ def test_commands_are_listed_without_table_libraries():
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_cost_is_of_runs_whose_time_is_known(results):
+    rows = {row["agent"]: row for row in report_parts.cost(collect(results))}
+    assert (rows["sac"]["runs"], rows["sac"]["wall_h"]) == (5, 10.0)  # 7200 s each
+    assert rows["sac"]["gpu_h"] == pytest.approx(5.0)  # two runs share the GPU
+    assert rows["sac"]["env_steps"] == 900
+    assert rows["sac"]["wall_h_per_million"] == pytest.approx(10 / 900 * 1e6)
+    assert rows["sac"]["peak_gpu_gb"] == 1.5
+
+
+def test_videos_are_linked_from_where_they_are(undrawn, make_run, tmp_path):
+    run = make_run(tmp_path / "r", {0: 10.0, 100: 500.0})
+    (run.path / "videos").mkdir()
+    for name in ("0000000000.mp4", "0000000100.mp4"):
+        (run.path / "videos" / name).touch()
+    page = write_report(collect(tmp_path / "r"), tmp_path / "pages" / "o.html", "r", REPS)
+    [video] = soup_of(page)("video")
+    assert (page.parent / video["src"]).resolve() == (run.path / "videos" / "0000000100.mp4").resolve()
+
+
+def test_many_tasks_are_small_panels_and_aggregates_by_domain(undrawn, make_evals, tmp_path):
+    names = [f"mw-{name}" for name in ("reach", "push", "assembly")] + [f"task-{i:02d}" for i in range(11)]
+    evals = make_evals({("a", name, seed): {0: 1, 100: 50 + seed} for name in names for seed in (1, 2)})
+    soup = soup_of(write_report(Tables(evals, frame([], RUNS)), tmp_path / "o.html", "r", REPS))
+    panels = soup.select("#panels li")
+    assert [panel["data-task"] for panel in panels] == sorted(names)
+    assert panels[0].svg["aria-label"] == "mw-assembly: a 51.5 after 100 env steps"
+    assert panels[0].polyline["points"] == "0,79.2 168,40.9"
+    assert not soup.select("figure.page")
+    assert [row[0] for row in cells(soup, "by-group")] == ["DMControl", "Meta-World"]
