@@ -14,6 +14,7 @@ import pytest
 from bench import atomic
 from bench.errors import UserError
 from bench.lock import RunLock
+from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, RunDir, find_runs
 from bench.runspec import RunSpec
 
@@ -174,3 +175,45 @@ def test_one_writer_and_a_dead_one_gives_way(tmp_path: Path) -> None:
         RunLock(run).acquire()
     lock.release()
     RunLock(run).acquire()
+
+
+CONTEND = """
+import sys, time
+from pathlib import Path
+from bench.errors import UserError
+from bench.lock import RunLock
+from bench.rundir import RunDir
+lock = RunLock(RunDir(Path(sys.argv[1])))
+sys.stdin.readline()
+try:
+    lock.acquire()
+    print("held", flush=True)
+except UserError as error:
+    print("refused", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    stale = Process.current().to_json() | {"pid": dead.pid, "started_ticks": 1}
+    dead.wait()
+    command = [sys.executable, "-c", CONTEND, str(run.path)]
+    for _ in range(3):
+        atomic.write_json(run.path / "lock", stale)
+        contenders = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)
+        ]
+        for contender in contenders:
+            assert contender.stdin is not None
+            contender.stdin.write("go\n")
+            contender.stdin.flush()
+        answers = []
+        for contender in contenders:
+            assert contender.stdout is not None
+            answers.append(contender.stdout.readline().strip())
+        for contender in contenders:
+            contender.communicate("end\n")
+        assert sorted(answers) == ["held"] + ["refused"] * 5
+        assert {path.name for path in run.path.iterdir()} == {"run.json", "lock"}
