@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from analysis.alignment import labels
 from analysis.published import read_published
 from analysis.published_finals import CURVES, finals_as_evals, load_finals
-from analysis.tables import SIDECAR, checked, frame, load_tables
+from analysis.tables import SIDECAR, VERSION_KEY, check_version, checked, frame, load_tables
 from bench.errors import UserError, unknown
 from bench.schema import EVALS, RUNS
 
@@ -53,7 +53,10 @@ def load_side(place: str, progress: Callable[[str], None] | None = None) -> Side
 def _read_evals(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
-            return checked(pq.read_table(path).to_pandas(), EVALS, path)
+            table = pq.read_table(path)
+            if VERSION_KEY in (table.schema.metadata or {}):  # other tools write none: their columns decide
+                check_version(table.schema.metadata[VERSION_KEY].decode(), path)
+            return checked(table.to_pandas(), EVALS, path)
         return checked(pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""]), EVALS, path)
     except (pa.ArrowException, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no table of evaluations ({error}): give evals.parquet or evals.csv") from error
@@ -154,6 +157,8 @@ def gather(
         if Path(other).exists():
             side = load_side(other, progress)
             side = Side(side.evals[side.evals["obs"] == kinds[0]], side.runs)
+            if side.evals.empty:
+                raise UserError(f"{other} holds no evaluation from {kinds[0]} observations, as those of {own_name} are")
             for name in sorted(set(labels(side.evals, with_obs=False))):
                 where = name if name not in (own_name, *sides) else f"{name} ({Path(other).name})"
                 sides[where] = chosen(side, name)[1]

@@ -164,7 +164,7 @@ def _read_folder(folder: Path) -> Tables:
     if (folder / SIDECAR).exists():
         try:
             sidecar = json.loads((folder / SIDECAR).read_text())
-            _check_version(sidecar.get("schema_version"), folder / SIDECAR)
+            check_version(sidecar.get("schema_version"), folder / SIDECAR)
         except (ValueError, AttributeError) as error:
             raise UserError(f"{folder / SIDECAR} is damaged ({error}): run `bench collect` again") from error
     evals, runs = (_read_table(folder, name, bool(sidecar)) for name in ("evals", "runs"))
@@ -187,7 +187,7 @@ def _read_table(folder: Path, name: str, version_known: bool) -> pd.DataFrame:
             arrow = pq.read_table(parquet)
         except pa.ArrowException as error:
             raise UserError(f"{parquet} is damaged ({error}): run `bench collect` again") from error
-        _check_version((arrow.schema.metadata or {}).get(VERSION_KEY, b"").decode() or None, parquet)
+        check_version((arrow.schema.metadata or {}).get(VERSION_KEY, b"").decode() or None, parquet)
         return checked(arrow.to_pandas(), SCHEMAS[name], parquet)
     if csv.exists():
         if not version_known:
@@ -197,7 +197,12 @@ def _read_table(folder: Path, name: str, version_known: bool) -> pd.DataFrame:
     raise UserError(f"{folder} has no {name} table ({parquet.name} or {csv.name}): run `bench collect` again")
 
 
-def _check_version(version: object, where: Path) -> None:
+def check_version(version: object, where: Path) -> None:
+    """Refuse a table of another version.
+
+    Raises:
+        UserError: `version` is not `bench.schema.SCHEMA_VERSION`.
+    """
     if str(version) != str(SCHEMA_VERSION):
         raise UserError(
             f"{where} has schema version {version}, this code reads {SCHEMA_VERSION}: collect the run directories again"
