@@ -170,6 +170,16 @@ def test_a_side_without_any_score_is_said(make_evals):
         compare("mine", evals, {}, REPS)
 
 
+def test_curves_say_what_was_assumed_and_count_on_my_tasks(tmp_path):
+    rows = [f"{step},{value},{seed}" for seed in (1, 2, 3) for step, value in ((0, 0.0), (2_000_000, 0.9))]
+    (tmp_path / "r" / "mine").mkdir(parents=True)
+    (tmp_path / "r" / "mine" / "mw-reach.csv").write_text("\n".join(["step,success,seed", *rows]) + "\n")
+    sides = gather(str(tmp_path / "r"), ["tdmpc2"], None, tmp_path / "absent")
+    assert set(sides.evals["task"]) == {"mw-reach"}
+    assert any("mine: assumed: `success` is a rate (0-1)" in note for note in sides.notes)
+    assert "tdmpc2: 103 tasks that mine was not run on are left out" in sides.notes
+
+
 def test_a_place_without_evaluations_is_refused(make_run, tmp_path):
     make_run(tmp_path / "mine", {100: 30.0})
     make_run(tmp_path / "begun", {}, done=False)
