@@ -93,6 +93,9 @@ def align(evals: pd.DataFrame) -> Comparison:
     table = _labelled(evals, notes)
     curves = _curves(table, notes)
     agents = tuple(sorted({agent for agent, _ in curves}))
+    silent = sorted(set(labels(evals, mixes_obs(evals))) - set(agents))
+    if silent:
+        notes.append(Note("agents without a single score that is a number: left out", tuple(silent)))
     tasks = tuple(sorted({task for _, task in curves}))
     domains = dict(zip(table["task"].tolist(), table["domain"].tolist(), strict=True))
     final_env_steps = {

@@ -28,12 +28,19 @@ def collect(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="where the tables go [default: DIR/tables]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
-    """Collect run directories into the tables evals and runs (CSV and Parquet)."""
-    from analysis.collect import collect as collect_tables
-    from analysis.tables import write_tables
+    """Collect run directories into the tables evals and runs (CSV and Parquet).
 
-    tables = collect_tables(folder, _say)
-    files = write_tables(tables, out or folder / "tables")
+    Directories that did not change since the last collection into the same place are not read again.
+    """
+    from analysis.collect import collect as collect_tables
+    from analysis.collect_cache import Cache
+    from analysis.tables import TABLES, write_tables
+
+    out = out or folder / TABLES
+    cache = Cache.load(out)
+    tables = collect_tables(folder, _say, cache)
+    files = write_tables(tables, out)
+    cache.save(out)
     states = tables.runs["state"].fillna("unknown").value_counts().sort_index().to_dict()
     if as_json:
         summary = {

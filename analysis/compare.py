@@ -74,7 +74,8 @@ def compare(
     """
     comparison = align(evals)
     others = tuple(agent for agent in comparison.agents if agent != mine)
-    if not others or not comparison.common_tasks:
+    silent = sorted(set(evals["agent"]) - set(comparison.agents))
+    if mine in silent or not others or not comparison.common_tasks:
         reasons = "; ".join(f"{note.text}: {', '.join(note.items[:3])}" for note in comparison.notes)
         raise UserError(
             f"no task that {mine} and {', '.join(others) or 'another agent'} all have at equal env steps "
@@ -89,7 +90,7 @@ def compare(
         by_group,
         _clock_rows(clocks, reps),
         tuple(verdicts),
-        tuple(_warnings(evals, comparison, mine)),
+        (*_warnings(evals, comparison, mine), *(f"{name}: no score that is a number, not compared" for name in silent)),
         (*notes, *(f"{note.text}: {', '.join(note.items)}" for note in comparison.notes)),
     )
 

@@ -86,6 +86,8 @@ def regress(
             f"{one.upper:+.1f}) on {one.tasks} tasks, {one.baseline_seeds} and {one.new_seeds} seeds; a drop of "
             f"{one.detectable_drop + margin:.1f} is found with {POWER:.0%} power{missing}"
         )
+        for note in one.notes:
+            typer.echo(f"  {note}")
     typer.echo(f"rule: worse where the one-sided {1 - alpha:.1%} bound lies below -{margin:g}, or a task is missing")
     raise typer.Exit(int(regressed))
 

@@ -100,7 +100,7 @@ def _read_csv_part(part: RawPart) -> tuple[list[Series], list[str]]:
     series = []
     for name, (path, table) in tables.items():
         column = _column(name, table)
-        scale = 0.01 if percent and tasks.get(name).metric == "success" else 1.0
+        scale = 0.01 if column in percent and tasks.get(name).metric == "success" else 1.0
         for seed, rows in table.groupby("seed", sort=True):
             values = rows[column].to_numpy("float64") * scale
             series.append(Series(name, int(seed), path.name, rows["step"].to_numpy("float64"), values))
@@ -124,9 +124,9 @@ def _column(task: str, table: pd.DataFrame) -> str:
     return metric if metric in table else "reward"
 
 
-def _percent(part: RawPart, tables: dict[str, tuple[Path, pd.DataFrame]], said: list[str]) -> bool:
-    """Whether success is 0-100 in a part: one unit for all of its files, told by the largest value."""
-    largest, under_reward = 0.0, False
+def _percent(part: RawPart, tables: dict[str, tuple[Path, pd.DataFrame]], said: list[str]) -> set[str]:
+    """The columns in which success is 0-100: one unit for each column of a part, told by its largest value."""
+    largest: dict[str, float] = {}
     for name, (path, table) in tables.items():
         if tasks.get(name).metric == "return":
             if "reward" not in table:
@@ -139,17 +139,20 @@ def _percent(part: RawPart, tables: dict[str, tuple[Path, pd.DataFrame]], said: 
         low, high = float(table[column].min()), float(table[column].max())
         if low < 0 or high > 100:
             raise UserError(f"{path}: {column} between {low:g} and {high:g} is no success rate (0-1 or 0-100)")
-        largest, under_reward = max(largest, high), under_reward or column == "reward"
-    if under_reward and 0 < largest <= 1:
+        largest[column] = max(largest.get(column, 0.0), high)
+    if 0 < largest.get("reward", 0) <= 1:
         raise UserError(
-            f"{part.name}: no value under `reward` exceeds {largest:g} on tasks scored by success; a rate of 0-1, of "
-            "0-100 and a return look alike here: name the column `success` (0-1)"
+            f"{part.name}: no value under `reward` exceeds {largest['reward']:g} on tasks scored by success; a rate of "
+            "0-1, of 0-100 and a return look alike here: name the column `success` (0-1)"
         )
-    if under_reward:
+    if "reward" in largest:
         said.append("`reward` on tasks scored by success is the success rate in percent (0-100)")
-    elif largest > 1:
-        said.append("`success` is in percent (0-100): it goes above 1")
-    return largest > 1
+    if "success" in largest:
+        unit = (
+            "in percent (0-100): it goes above 1" if largest["success"] > 1 else "a rate (0-1): it never goes above 1"
+        )
+        said.append(f"`success` is {unit}")
+    return {column for column, high in largest.items() if high > 1}
 
 
 def _read_json_part(part: RawPart) -> tuple[list[Series], list[str]]:

@@ -38,6 +38,8 @@ class Regression:
     detectable_drop: float
     """Points that the true mean would have to fall beyond the margin to be found with `POWER`."""
     missing_tasks: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What the alignment left out or mended."""
     regressed: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def regress(baseline: Side, new: Side, alpha: float = 0.05, margin: float = 0.0)
         margin: points of mean score that may be lost.
 
     Raises:
-        UserError: no evaluation in the baseline, or a single seed, with which nothing can be tested.
+        UserError: no evaluation or no score in the baseline, or a single seed, with which nothing can be tested.
     """
     old, now = _by_label(baseline), _by_label(new)
     if not old:
@@ -72,17 +74,18 @@ def _one(
     wanted = tuple(sorted(baseline[agent]["task"].unique()))
     nothing = float("nan")
     if agent not in new:
-        return Regression(agent, 0, 0, 0, nothing, nothing, nothing, nothing, nothing, wanted, True)
+        return Regression(agent, 0, 0, 0, nothing, nothing, nothing, nothing, nothing, wanted, (), True)
     both = [named(baseline[agent], "baseline"), named(new[agent], "new")]
     comparison = align(pd.concat(both, ignore_index=True))
-    missing = tuple(task for task in wanted if task not in comparison.common_tasks)
-    if not comparison.common_tasks:
-        return Regression(agent, 0, 0, 0, nothing, nothing, nothing, nothing, nothing, missing, True)
+    if "baseline" not in comparison.agents:
+        raise UserError(f"{agent}: the baseline holds no score that is a number")
+    common = comparison.common_tasks if "new" in comparison.agents else ()
+    missing = tuple(task for task in wanted if task not in common)
+    notes = tuple(f"{note.text}: {', '.join(note.items)}" for note in comparison.notes)
+    if not common:
+        return Regression(agent, 0, 0, 0, nothing, nothing, nothing, nothing, nothing, missing, notes, True)
     rows = {side: of.groupby("task")["score"] for side, of in comparison.finals.groupby("agent")}
-    old, now = (
-        [rows[side].get_group(task).to_numpy("float64") for task in comparison.common_tasks]
-        for side in ("baseline", "new")
-    )
+    old, now = ([rows[side].get_group(task).to_numpy("float64") for task in common] for side in ("baseline", "new"))
     seeds = min(map(len, old)), min(map(len, now))
     if min(seeds) < 2:
         raise UserError(f"{agent}: a side has one seed on a task; a test needs 2 or more seeds on every task")
@@ -99,5 +102,6 @@ def _one(
         upper=upper,
         detectable_drop=gap.detectable(alpha, POWER),
         missing_tasks=missing,
+        notes=notes,
         regressed=bool(missing) or upper < -margin,
     )

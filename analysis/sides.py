@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from analysis.alignment import labels
 from analysis.published import read_published
 from analysis.published_finals import CURVES, finals_as_evals, load_finals
-from analysis.tables import SIDECAR, checked, frame, load_tables
+from analysis.tables import SIDECAR, VERSION_KEY, check_version, checked, frame, load_tables
 from bench.errors import UserError, unknown
 from bench.schema import EVALS, RUNS
 
@@ -31,6 +31,8 @@ class Side:
     """Columns of `bench.schema.RUNS`; empty where the place holds none."""
     only_finals: bool = False
     """Whether there is one score for each run, its last."""
+    assumptions: tuple[str, ...] = ()
+    """What had to be assumed to read it."""
 
 
 def load_side(place: str, progress: Callable[[str], None] | None = None) -> Side:
@@ -47,13 +49,18 @@ def load_side(place: str, progress: Callable[[str], None] | None = None) -> Side
     if any((path / name).exists() for name in (SIDECAR, "evals.parquet", "evals.csv")) or any(path.rglob("run.json")):
         tables = load_tables(path, progress)
         return Side(tables.evals, tables.runs)
-    return Side(read_published(path, progress=progress).tables.evals, frame([], RUNS))
+    imported = read_published(path, progress=progress)
+    assumptions = tuple(dict.fromkeys(said for part in imported.provenance for said in part.assumptions))
+    return Side(imported.tables.evals, frame([], RUNS), assumptions=assumptions)
 
 
 def _read_evals(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
-            return checked(pq.read_table(path).to_pandas(), EVALS, path)
+            table = pq.read_table(path)
+            if VERSION_KEY in (table.schema.metadata or {}):  # other tools write none: their columns decide
+                check_version(table.schema.metadata[VERSION_KEY].decode(), path)
+            return checked(table.to_pandas(), EVALS, path)
         return checked(pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""]), EVALS, path)
     except (pa.ArrowException, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no table of evaluations ({error}): give evals.parquet or evals.csv") from error
@@ -90,7 +97,7 @@ def chosen(side: Side, agent: str | None) -> tuple[str, Side]:
     name = agent or found[0]
     if name not in found:
         raise unknown("agent in these results", name, found)
-    return name, Side(side.evals[names == name], side.runs, side.only_finals)
+    return name, replace(side, evals=side.evals[names == name])
 
 
 def named(evals: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -153,7 +160,9 @@ def gather(
     for other in others:
         if Path(other).exists():
             side = load_side(other, progress)
-            side = Side(side.evals[side.evals["obs"] == kinds[0]], side.runs)
+            side = replace(side, evals=side.evals[side.evals["obs"] == kinds[0]])
+            if side.evals.empty:
+                raise UserError(f"{other} holds no evaluation from {kinds[0]} observations, as those of {own_name} are")
             for name in sorted(set(labels(side.evals, with_obs=False))):
                 where = name if name not in (own_name, *sides) else f"{name} ({Path(other).name})"
                 sides[where] = chosen(side, name)[1]
@@ -165,11 +174,16 @@ def gather(
                     f"{own_name} reached {NEAR_END:.0%} of it. `bench published import` brings whole curves."
                 )
             sides[other if other not in (own_name, *sides) else f"{other} (published)"] = side
+    for name, side in sides.items():
+        sides[name], beyond = _on_tasks_of(own, side)
+        if beyond:
+            notes.append(f"{name}: {beyond} tasks that {own_name} was not run on are left out")
     finals = {name: side.evals for name, side in sides.items() if side.only_finals}
     for name, placed in placed_finals(finals, own.evals).items():
         sides[name] = Side(placed, sides[name].runs, True)
     title = f"{own_name} (mine)" if any(name.partition(" (")[0] == own_name for name in sides) else own_name
     everyone = {title: own, **sides}
+    notes += [f"{name}: assumed: {said}" for name, side in everyone.items() for said in side.assumptions]
     evals = pd.concat([named(side.evals, name) for name, side in everyone.items()], ignore_index=True)
     absent = [name for name, side in everyone.items() if side.evals.empty]
     if absent:
@@ -178,6 +192,14 @@ def gather(
             f"{NEAR_END:.0%} of the budget on any task; run `bench published import` for whole curves"
         )
     return Gathered(title, evals, _clocks(everyone), tuple(notes))
+
+
+def _on_tasks_of(own: Side, side: Side) -> tuple[Side, int]:
+    """`side` without the tasks that only it has, where it has others, and their number: published agents have 104."""
+    shared = side.evals["task"].isin(set(own.evals["task"]))
+    if shared.all() or not shared.any():
+        return side, 0
+    return replace(side, evals=side.evals[shared]), int(side.evals[~shared]["task"].nunique())
 
 
 def _clocks(sides: Mapping[str, Side]) -> dict[str, pd.DataFrame]:

@@ -7,6 +7,7 @@ failed runs. The Parquet files also carry the schema version in their metadata.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from bench.schema import EVALS, RUNS, SCHEMA_VERSION
 
 VERSION_KEY = b"tdmpc2_bench.schema_version"
 SIDECAR = "tables.json"
+TABLES = "tables"
+"""The folder inside a results folder where `bench collect` writes unless told."""
 SCHEMAS = {"evals": EVALS, "runs": RUNS}
 
 
@@ -93,16 +96,39 @@ def write_tables(tables: Tables, folder: Path) -> list[Path]:
         "failures": {path: asdict(failure) for path, failure in sorted(tables.failures.items())},
     }
     written = []
+    sha256: dict[str, str] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        before = _digests(folder)
         for name, table in (("evals", tables.evals), ("runs", tables.runs)):
-            atomic.write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-            atomic.write_bytes(folder / f"{name}.parquet", _parquet(table))
-            written += [folder / f"{name}.csv", folder / f"{name}.parquet"]
-        atomic.write_json(folder / SIDECAR, sidecar)
+            csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
+            data = _parquet(table)
+            sha256[parquet.name] = _sha256(data)
+            atomic.write_bytes(parquet, data)
+            # Text takes seconds for large tables: the file that was made from these very bytes stays, if it is whole.
+            on_disk = _sha256(csv.read_bytes()) if csv.exists() else None
+            if on_disk is None or [sha256[parquet.name], on_disk] != [before.get(parquet.name), before.get(csv.name)]:
+                text = table.to_csv(index=False, lineterminator="\n").encode()
+                atomic.write_bytes(csv, text)
+                on_disk = _sha256(text)
+            sha256[csv.name] = on_disk
+            written += [csv, parquet]
+        atomic.write_json(folder / SIDECAR, sidecar | {"sha256": sha256})
     except OSError as error:
         raise UserError(f"cannot write tables to {folder}: {error.strerror}; choose another folder with -o") from error
     return [*written, folder / SIDECAR]
+
+
+def _digests(folder: Path) -> dict[str, Any]:
+    """SHA-256 of the files that `write_tables` left in a folder, by name; empty where that is not known."""
+    try:
+        return dict(json.loads((folder / SIDECAR).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _parquet(table: pd.DataFrame) -> bytes:
@@ -128,8 +154,9 @@ def load_tables(path: Path, progress: Callable[[str], None] | None = None) -> Ta
     if any((path / name).exists() for name in (SIDECAR, "evals.parquet", "evals.csv")):
         return _read_folder(path)
     from analysis.collect import collect
+    from analysis.collect_cache import Cache
 
-    return collect(path, progress)
+    return collect(path, progress, Cache.load(path / TABLES))
 
 
 def _read_folder(folder: Path) -> Tables:
@@ -137,7 +164,7 @@ def _read_folder(folder: Path) -> Tables:
     if (folder / SIDECAR).exists():
         try:
             sidecar = json.loads((folder / SIDECAR).read_text())
-            _check_version(sidecar.get("schema_version"), folder / SIDECAR)
+            check_version(sidecar.get("schema_version"), folder / SIDECAR)
         except (ValueError, AttributeError) as error:
             raise UserError(f"{folder / SIDECAR} is damaged ({error}): run `bench collect` again") from error
     evals, runs = (_read_table(folder, name, bool(sidecar)) for name in ("evals", "runs"))
@@ -160,7 +187,7 @@ def _read_table(folder: Path, name: str, version_known: bool) -> pd.DataFrame:
             arrow = pq.read_table(parquet)
         except pa.ArrowException as error:
             raise UserError(f"{parquet} is damaged ({error}): run `bench collect` again") from error
-        _check_version((arrow.schema.metadata or {}).get(VERSION_KEY, b"").decode() or None, parquet)
+        check_version((arrow.schema.metadata or {}).get(VERSION_KEY, b"").decode() or None, parquet)
         return checked(arrow.to_pandas(), SCHEMAS[name], parquet)
     if csv.exists():
         if not version_known:
@@ -170,7 +197,12 @@ def _read_table(folder: Path, name: str, version_known: bool) -> pd.DataFrame:
     raise UserError(f"{folder} has no {name} table ({parquet.name} or {csv.name}): run `bench collect` again")
 
 
-def _check_version(version: object, where: Path) -> None:
+def check_version(version: object, where: Path) -> None:
+    """Refuse a table of another version.
+
+    Raises:
+        UserError: `version` is not `bench.schema.SCHEMA_VERSION`.
+    """
     if str(version) != str(SCHEMA_VERSION):
         raise UserError(
             f"{where} has schema version {version}, this code reads {SCHEMA_VERSION}: collect the run directories again"

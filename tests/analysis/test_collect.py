@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from analysis import collect as collect_module
+from analysis import reading
 from analysis.cli import app
 from analysis.collect import collect
 from analysis.tables import VERSION_KEY, load_tables, write_tables
@@ -285,8 +285,8 @@ ROWS = ("0,0,0.0,0,1.0,0.0,500", "0,0,0.0,1,2.0,0.0,500", "100,50,1.5,0,3.0,1.0,
 def test_fast_reading_is_the_careful_one(tmp_path, monkeypatch, text):
     path = tmp_path / "eval.csv"
     path.write_text(text)
-    found, remarks = collect_module.read_eval_csv(path)
-    monkeypatch.setattr(collect_module, "_read_regular", lambda path: None)
-    expected, expected_remarks = collect_module.read_eval_csv(path)
+    found, remarks = reading.read_eval_csv(path)
+    monkeypatch.setattr(reading, "_read_regular", lambda path: None)
+    expected, expected_remarks = reading.read_eval_csv(path)
     pd.testing.assert_frame_equal(found, expected)
     assert remarks == expected_remarks

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
@@ -14,7 +16,7 @@ from analysis.compare_text import as_markdown, write_compared
 from analysis.difference import Difference, difference
 from analysis.regress import regress
 from analysis.sides import Side, gather, load_side, placed_finals
-from analysis.tables import frame
+from analysis.tables import VERSION_KEY, frame
 from bench.errors import UserError
 from bench.schema import EVALS, RUNS
 
@@ -155,6 +157,40 @@ def test_nan_is_left_out_and_said(make_evals):
     assert np.isfinite(result.groups["difference"]).all()
 
 
+def test_a_side_without_any_score_is_said(make_evals):
+    evals = make_evals(
+        {**scores("mine", {"a": (9, 8)}), **scores("them", {"a": (7, 6)}), **scores("third", {"a": (5,)})}
+    )
+    evals.loc[evals["agent"] == "them", "score"] = np.nan
+    result = compare("mine", evals, {}, REPS)
+    assert result.others == ("third",)
+    assert "them: no score that is a number, not compared" in result.warnings
+    evals.loc[evals["agent"] == "mine", "score"] = np.nan
+    with pytest.raises(UserError, match="agents without a single score that is a number: left out: mine, them"):
+        compare("mine", evals, {}, REPS)
+
+
+def test_curves_say_what_was_assumed_and_count_on_my_tasks(tmp_path):
+    rows = [f"{step},{value},{seed}" for seed in (1, 2, 3) for step, value in ((0, 0.0), (2_000_000, 0.9))]
+    (tmp_path / "r" / "mine").mkdir(parents=True)
+    (tmp_path / "r" / "mine" / "mw-reach.csv").write_text("\n".join(["step,success,seed", *rows]) + "\n")
+    sides = gather(str(tmp_path / "r"), ["tdmpc2"], None, tmp_path / "absent")
+    assert set(sides.evals["task"]) == {"mw-reach"}
+    assert any("mine: assumed: `success` is a rate (0-1)" in note for note in sides.notes)
+    assert "tdmpc2: 103 tasks that mine was not run on are left out" in sides.notes
+
+
+def test_a_place_without_evaluations_is_refused(make_run, tmp_path):
+    make_run(tmp_path / "mine", {100: 30.0})
+    make_run(tmp_path / "begun", {}, done=False)
+    make_run(tmp_path / "pixels", {100: 30.0}, obs="rgb")
+    for place in ("begun", "pixels"):
+        with pytest.raises(UserError, match=f"{place} holds no evaluation from state observations"):
+            gather(str(tmp_path / "mine"), [str(tmp_path / place)], None, tmp_path)
+    with pytest.raises(UserError, match="hold no evaluation yet"):
+        gather(str(tmp_path / "begun"), [str(tmp_path / "mine")], None, tmp_path)
+
+
 def test_equal_time_is_compared_where_both_know_it(make_run, tmp_path):
     for agent, fast in (("sac", 900.0), ("tdmpc2", 500.0)):
         for seed in (1, 2):
@@ -219,6 +255,10 @@ def test_a_table_is_a_side(make_evals, tmp_path):
     evals.to_parquet(tmp_path / "e.parquet")
     for name in ("e.csv", "e.parquet"):
         assert load_side(str(tmp_path / name)).evals["score"].tolist() == evals["score"].tolist()
+    other = pa.Table.from_pandas(evals).replace_schema_metadata({VERSION_KEY: b"99"})
+    pq.write_table(other, tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="has schema version 99, this code reads 1"):
+        load_side(str(tmp_path / "other.parquet"))
     evals.drop(columns="seed").to_csv(tmp_path / "bad.csv", index=False)
     with pytest.raises(UserError, match="lacks seed: its columns must be " + ", ".join(EVALS)):
         load_side(str(tmp_path / "bad.csv"))
@@ -272,6 +312,23 @@ def test_missing_task_or_agent_is_a_regression(make_evals):
 def test_one_seed_cannot_be_tested(make_evals):
     with pytest.raises(UserError, match="needs 2 or more seeds"):
         regress(*(side(make_evals(scores("sac", {"a": (80,)}))) for _ in range(2)))
+
+
+def test_nan_is_never_taken_for_no_regression(make_evals):
+    before = make_evals(scores("sac", {"a": (80, 82), "b": (50, 52)}))
+    one = before.copy()
+    one.loc[(one["task"] == "b") & (one["seed"] == 2) & (one["env_steps"] == 100), "score"] = np.nan
+    [answer] = regress(side(before), side(one))
+    assert any("1 evaluations have a score that is not a number" in note for note in answer.notes)
+    assert any(
+        "stopped before the compared env steps" in note for note in answer.notes
+    )  # it counts with its last score
+    [answer] = regress(side(before), side(before.assign(score=np.nan)))
+    assert (answer.regressed, answer.missing_tasks) == (True, ("a", "b"))
+    with pytest.raises(UserError, match="the baseline holds no score that is a number"):
+        regress(side(before.assign(score=np.nan)), side(before))
+    with pytest.raises(UserError, match="the baseline holds no evaluation"):
+        regress(side(before[:0]), side(before))
 
 
 def test_rates_are_as_stated():

@@ -79,6 +79,15 @@ def test_percent_under_a_success_header(tmp_path):
     assert any("in percent" in said for said in imported.provenance[0].assumptions)
 
 
+def test_units_are_told_for_each_column(tmp_path):
+    write_csv(tmp_path / "a", "mw-reach", [(1, 0, 10.0), (1, 100_000, 90.0)])
+    write_csv(tmp_path / "a", "myo-hand-reach", [(1, 0, 0.0), (1, 50_000, 0.9)], "success")
+    imported = read_published(tmp_path)
+    scores = imported.tables.evals.groupby("task")["score"].max().to_dict()
+    assert scores == pytest.approx({"mw-reach": 90.0, "myo-reach": 90.0})
+    assert any("`success` is a rate (0-1)" in said for said in imported.provenance[0].assumptions)
+
+
 @pytest.mark.parametrize(
     ("task", "column", "value", "message"),
     [

@@ -188,6 +188,20 @@ def test_final_scores_use_all_seeds(make_evals):
     assert table.loc["u", "seeds"] == 1
 
 
+def test_nan_and_a_missing_task_are_on_the_page(undrawn, make_run, tmp_path):
+    for agent in ("sac", "tdmpc2"):
+        make_run(tmp_path, {100: 300.0, 200: float("nan") if agent == "sac" else 400.0}, agent=agent)
+    make_run(tmp_path, {100: 500.0, 200: 500.0}, agent="sac", task="cup-catch")
+    soup = soup_of(write_report(collect(tmp_path), tmp_path / "o.html", "r", REPS))
+    notes = " ".join(soup.select_one("#rules").get_text(" ").split())
+    assert "1 evaluations have a score that is not a number: left out" in notes
+    assert "aggregates are over the 1 of 2 tasks that all agents have" in notes
+    assert "cup-catch: no score from tdmpc2" in notes
+    scores = {row[0]: row for row in cells(soup, "final-scores")}
+    assert "30.0" in scores["walker-walk"][3]  # the last score that is a number, at the env steps that both reached
+    assert not any("nan" in cell for row in scores.values() for cell in row)
+
+
 def test_unreadable_folder_is_refused(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text("{")

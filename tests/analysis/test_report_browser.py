@@ -18,6 +18,10 @@ from bench.schema import RUNS
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 pytestmark = [pytest.mark.whole, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
 
+OPENS_MS = 2000
+"""From the start of navigation until the page is loaded, laid out and its scripts have run, by the page's own clock."""
+SHEET = "718,1000"
+"""A4 less margins of 1 cm in CSS pixels."""
 ACTIONS = """
 <script>
 addEventListener("load", () => setTimeout(() => {
@@ -44,6 +48,28 @@ addEventListener("load", () => setTimeout(() => {
 </script>
 """
 
+OPENED = """
+<script>
+addEventListener("load", () => {
+  const height = document.body.offsetHeight;  // asks for the layout of everything
+  document.title = JSON.stringify({opened_ms: performance.now(), height});
+});
+</script>
+"""
+MEASURES = """
+<script>
+addEventListener("load", () => {
+  const right = item => item.getBoundingClientRect().right;
+  const wide = [...document.querySelectorAll("table, img, svg, pre")].filter(item => right(item) > innerWidth + 1);
+  document.title = JSON.stringify({
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    wide: wide.map(item => item.id || item.tagName),
+    controls: [...document.querySelectorAll("nav, .filter")].filter(item => item.offsetParent !== null).length,
+  });
+});
+</script>
+"""
+
 
 @pytest.fixture(scope="module")
 def page(make_evals, tmp_path_factory):
@@ -61,21 +87,34 @@ def page(make_evals, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "_curve_page", lambda *args: figures.Drawn("page", "", "", "", b""))
         path = write_report(Tables(evals, frame([], RUNS)), folder / "report.html", "made up", 100)
-    (folder / "acted.html").write_text(path.read_text().replace("</body>", ACTIONS + "</body>"))
+    text = path.read_text()
+    (folder / "acted.html").write_text(text.replace("</body>", ACTIONS + "</body>"))
+    (folder / "opened.html").write_text(text.replace("</body>", OPENED + "</body>"))
+    printed = text.replace("@media print", "@media all").replace("</body>", MEASURES + "</body>")
+    (folder / "printed.html").write_text(printed)
     return path
 
 
+VIRTUAL_TIME = "--virtual-time-budget=20000"
+"""Lets timers run out before the page is handed over, with a clock that stands still while the page works."""
+
+
 def chromium(*arguments):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     return subprocess.run(
         [CHROMIUM, *flags, *arguments], capture_output=True, text=True, timeout=300, check=True
     ).stdout
 
 
+def acted(path, size, *flags):
+    """What the page's script found, in a window of this size."""
+    dom = chromium(f"--window-size={size}", *flags, "--dump-dom", path.as_uri())
+    return json.loads(re.search(r"<title>(\{.*?\})</title>", dom)[1].replace("&quot;", '"'))
+
+
 @pytest.mark.parametrize("size", ["1280,900", "500,900"])
 def test_page_opens_sorts_and_filters(page, size):
-    dom = chromium(f"--window-size={size}", "--dump-dom", page.with_name("acted.html").as_uri())
-    out = json.loads(re.search(r"<title>(\{.*?\})</title>", dom)[1].replace("&quot;", '"'))
+    out = acted(page.with_name("acted.html"), size, VIRTUAL_TIME)
     assert out["rows"] == 104
     assert (out["up"], out["down"]) == ("acrobot-swingup", "walker-walk-backwards")
     assert out["sorted"] == "descending"
@@ -83,6 +122,26 @@ def test_page_opens_sorts_and_filters(page, size):
     assert (out["dogs"], out["dog_panels"], out["count"]) == (4, 4, "4 of 104 tasks")
     assert out["maniskill"] == 5
     assert out["overflow"] <= 0  # nothing sticks out of the page, on a phone neither
+
+
+def test_page_opens_in_time(page):
+    out = acted(page.with_name("opened.html"), "1280,900")
+    assert out["height"] > 5000
+    assert 0 < out["opened_ms"] < OPENS_MS
+
+
+def test_page_fits_on_paper(page):
+    """With the rules for print in force on a sheet's width nothing sticks out, and the controls are gone."""
+    out = acted(page.with_name("printed.html"), SHEET)
+    assert out["overflow"] <= 0
+    assert out["wide"] == []
+    assert out["controls"] == 0
+
+
+def test_page_prints_on_a_few_sheets(page, tmp_path):
+    chromium("--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}", page.as_uri())
+    sheets = len(re.findall(rb"/Type /Page\b(?!s)", (tmp_path / "page.pdf").read_bytes()))
+    assert 5 < sheets < 20
 
 
 def test_page_stays_moderate(page):
