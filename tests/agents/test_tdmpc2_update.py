@@ -170,6 +170,7 @@ def test_the_entropy_in_the_loss_ignores_tanh():
     torch.testing.assert_close(metrics["pi_scaled_entropy"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.whole
 def test_it_learns_a_batch_by_heart():
     agent = make_agent(seeds=(1,), jitter=0.0, lr=3e-3, dropout=0.0)
     batch = make_batch(seeds=(1,))

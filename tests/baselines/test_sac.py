@@ -235,6 +235,7 @@ def test_images_are_refused():
         SAC(spec, SMALL, (1,), CPU)
 
 
+@pytest.mark.whole
 def test_learns_a_bandit():
     """Reward -(a - 0.3)^2, every step terminal: the mean goes to 0.3 in both runs."""
     spec = AgentSpec((2,), "state", 1, 1, 1000)

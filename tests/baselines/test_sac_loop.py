@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from agents.protocol import AgentSpec
@@ -11,6 +12,8 @@ from baselines.sac import SAC
 from bench.replay import Replay
 from bench.replay_log import ReplayLog
 from bench.seeding import derive_seed
+
+pytestmark = pytest.mark.whole
 
 CPU = torch.device("cpu")
 T, NUM_ENVS = 20, 2

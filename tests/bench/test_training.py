@@ -27,6 +27,8 @@ from bench.tasks import get
 from bench.training import TrainOptions
 from bench.worker import train_runs
 
+pytestmark = pytest.mark.whole
+
 TINY: dict[str, dict[str, Any]] = {
     "tdmpc2": {
         "enc_dim": 16, "mlp_dim": 16, "latent_dim": 16, "num_q": 2, "num_samples": 16, "num_elites": 4,
@@ -236,7 +238,6 @@ def test_a_finished_run_can_be_extended_only_with_its_replay(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("agent", sorted(TINY))
-@pytest.mark.whole
 def test_killed_with_sigkill_at_random_moments(agent: str, tmp_path: Path) -> None:
     (whole,) = train(tmp_path / "whole", [spec(agent)])
     run = RunDir.create(tmp_path / "killed", spec(agent))
@@ -261,7 +262,6 @@ def test_killed_with_sigkill_at_random_moments(agent: str, tmp_path: Path) -> No
     assert evaluations(run) == evaluations(whole)
 
 
-@pytest.mark.whole
 def test_sigterm_checkpoints_and_the_same_command_goes_on(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "bench", "train", "sac", "cartpole-balance", "hidden_dim=16", "batch_size=8",
@@ -280,7 +280,6 @@ def test_sigterm_checkpoints_and_the_same_command_goes_on(tmp_path: Path) -> Non
     assert run.progress().state == "pending"
 
 
-@pytest.mark.whole
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """On a file system of its own, with room for the start of a run only; then the room is made."""
     disk = tmp_path / "disk"
