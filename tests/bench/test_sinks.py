@@ -111,6 +111,7 @@ def python(code, *arguments, folder):
     return done
 
 
+@pytest.mark.whole
 def test_wandb_offline_runs_have_fixed_ids(tmp_path):
     """Two attempts of a fleet of two, without a network: the same ids both times, each with its own rows."""
     logs = [python(WANDB_SESSION, tmp_path, attempt, folder=tmp_path) for attempt in (0, 1)]

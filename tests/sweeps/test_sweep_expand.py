@@ -97,6 +97,7 @@ def test_long_labels_are_cut_and_stay_apart(write: Callable[[str], Path]) -> Non
     assert max(len(first), len(second)) < 60
 
 
+@pytest.mark.whole
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     agents=st.lists(st.sampled_from(["sac", "tdmpc2"]), min_size=1, unique=True),

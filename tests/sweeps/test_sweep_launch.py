@@ -106,6 +106,7 @@ def test_second_launch_leaves_alone_what_the_first_has(write: Write, results: Pa
     assert states(more, results)[:3] == ["running", "pending", "pending"]
 
 
+@pytest.mark.whole
 def test_cancel_kills_and_a_later_launch_goes_on(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["seeds=3"])
     behave(seed1="sleep", seed2="sleep")
@@ -169,6 +170,7 @@ def test_a_dead_slot_leaves_its_fleet_to_another(write: Write, results: Path, be
     assert states(sweep, results) == ["done", "pending"]
 
 
+@pytest.mark.whole
 def test_a_larger_budget_extends_done_runs(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["seeds=1"])
     launch.launch(sweep, results, LocalExecutor())
