@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` for a JSON value, indented and with sorted keys left as given."""
+    """`write_text` for a JSON value, indented; keys stay in the order given."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
