@@ -51,7 +51,7 @@ BUILT_IN = (
     AgentEntry(
         name="sac",
         agent="baselines.sac:SAC",
-        hyperparameters="baselines.hyperparameters:SAC",
+        hyperparameters="baselines.hyperparameters.sac:SAC",
         obs_kinds=("state",),
         max_fleet=None,
         summary="soft actor-critic with learned temperature (Haarnoja et al. 2018)",

@@ -25,7 +25,7 @@ from agents.nn import (
 )
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
-from baselines.hyperparameters import SAC as SACHyperparameters
+from baselines.hyperparameters.sac import SAC as SACHyperparameters
 from bench.errors import UserError
 from bench.seeding import derive_seed
 

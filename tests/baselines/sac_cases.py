@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from agents.protocol import AgentSpec, Batch
-from baselines.hyperparameters import SAC as Hyperparameters
+from baselines.hyperparameters.sac import SAC as Hyperparameters
 from baselines.sac import SAC
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from torch import nn
 from agents import registry
 from agents.nn import Linear
 from agents.protocol import AgentSpec, Batch
-from baselines.hyperparameters import SAC as Hyperparameters
+from baselines.hyperparameters.sac import SAC as Hyperparameters
 from baselines.sac import SAC, TanhGaussianActor, TwinCritic, sample_action
 from bench.errors import UserError
 from bench.seeding import derive_seed

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.protocol import AgentSpec
-from baselines.hyperparameters import SAC as Hyperparameters
+from baselines.hyperparameters.sac import SAC as Hyperparameters
 from baselines.sac import SAC
 from bench.replay import Replay
 from bench.replay_log import ReplayLog

@@ -1,4 +1,4 @@
-"""Hyperparameters of the baselines. Light on purpose: a sweep is checked without loading torch."""
+"""Hyperparameters of soft actor-critic. Light: imports no torch."""
 
 from __future__ import annotations
 
