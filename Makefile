@@ -5,6 +5,8 @@ PYTHON = python3.11 python3 python
 
 PIP = .venv/bin/python -m pip -q --disable-pip-version-check install
 IS_311 = -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'
+# Test files side by side, one for each core, each with one thread: the tests' networks are too small for more.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 TORCH = $(shell grep '^torch==' requirements.lock)
 # Anew whenever a pin, the package itself or its place changes, and only then.
 STAMP := .venv/installed-$(shell { pwd; cat requirements.lock pyproject.toml; } | cksum | tr ' ' '-')
@@ -53,10 +55,10 @@ collect: setup
 	.venv/bin/bench collect results/quickstart
 
 test: setup
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: setup
-	.venv/bin/python -m pytest -m "not slow and not gpu and not whole"
+	$(PYTEST) -m "not slow and not gpu and not whole"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow

@@ -91,7 +91,8 @@ def test_without_git(checkout, monkeypatch):
     assert "git" in state["commit_error"]
 
 
-def test_collect_is_json_and_describes_this_process(checkout):
+def test_collect_is_json_and_describes_this_process(checkout, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bench", "train", "a b"])
     found = json.loads(json.dumps(provenance.collect("cpu", checkout)))
     assert found["pid"] == os.getpid()
     assert found["gpu"] is None
@@ -99,7 +100,7 @@ def test_collect_is_json_and_describes_this_process(checkout):
     assert found["memory_gb"] > 0
     assert found["cpu"]
     assert found["cpu_count"] >= 1
-    assert "pytest" in found["command"]
+    assert found["command"] == "python -m bench train 'a b'"
 
 
 @pytest.mark.parametrize(
