@@ -44,6 +44,12 @@ class Noise:
             return torch.rand(self.runs, *shape, generator=self.generators[0], device=self.device)
         return torch.stack([torch.rand(*shape, generator=g, device=self.device) for g in self.generators])
 
+    def integers(self, count: int, *shape: int) -> Tensor:
+        """Uniform in 0 .. count - 1, (R, *shape) int64."""
+        if len(self.generators) == 1:
+            return torch.randint(count, (self.runs, *shape), generator=self.generators[0], device=self.device)
+        return torch.stack([torch.randint(count, shape, generator=g, device=self.device) for g in self.generators])
+
     def gumbel(self, *shape: int) -> Tensor:
         """Standard Gumbel (R, *shape): the argmax of log-weights plus these is a draw with those weights."""
         tiny = torch.finfo(torch.float32).tiny

@@ -6,6 +6,7 @@ from agents.noise import Noise
 CPU = torch.device("cpu")
 DRAWS = {
     "gumbel": lambda n: n.gumbel(4, 5),
+    "integers": lambda n: n.integers(9, 4, 5),
     "choose": lambda n: n.choose(2, 5),
     "dropout_mask": lambda n: n.dropout_mask(0.3, 2, 700),
 }
@@ -45,3 +46,10 @@ def test_dropout_mask_keeps_the_mean():
     mask = Noise([1, 2], "learn", CPU).dropout_mask(0.2, 50_000)
     assert set(mask.unique().tolist()) == {0.0, 1.25}
     torch.testing.assert_close(mask.mean(1), torch.ones(2), atol=0.02, rtol=0)
+
+
+def test_integers_take_every_value_equally_often():
+    counts = Noise([0], "learn", CPU).integers(9, 9000)[0].bincount()
+    assert len(counts) == 9
+    assert counts.min() > 880  # 1000 expected, standard deviation 30
+    assert counts.max() < 1120
