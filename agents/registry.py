@@ -5,8 +5,9 @@ Light on purpose: listing agents or checking a sweep's hyperparameters loads no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from bench.errors import UserError, unknown
+from bench.tasks import Task
 
 ENTRY_POINT_GROUP = "tdmpc2_bench.agents"
 
@@ -64,24 +66,32 @@ def _resolve(path: str) -> Any:
     return reduce(getattr, attribute.split("."), import_module(module))
 
 
-def agents() -> dict[str, AgentEntry]:
-    """Every known agent by name; one from an entry point may not take a built-in name."""
-    found = {entry.name: entry for entry in BUILT_IN}
+@cache
+def _registered() -> tuple[AgentEntry, ...]:
+    """The agents that other packages add; read once, since a scan of the installed packages takes milliseconds."""
+    found = []
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in found:
+        if point.name in {entry.name for entry in BUILT_IN}:
             raise UserError(
                 f"agent '{point.name}' of {point.value} takes a name that is in use: rename its entry point"
             )
         agent_class = point.load()
-        found[point.name] = AgentEntry(
-            name=point.name,
-            agent=point.value,
-            hyperparameters=f"{point.value}.Hyperparameters",
-            obs_kinds=agent_class.obs_kinds,
-            max_fleet=agent_class.max_fleet,
-            summary=(agent_class.__doc__ or "").strip().split("\n")[0],
+        found.append(
+            AgentEntry(
+                name=point.name,
+                agent=point.value,
+                hyperparameters=f"{point.value}.Hyperparameters",
+                obs_kinds=agent_class.obs_kinds,
+                max_fleet=agent_class.max_fleet,
+                summary=(agent_class.__doc__ or "").strip().split("\n")[0],
+            )
         )
-    return found
+    return tuple(found)
+
+
+def agents() -> dict[str, AgentEntry]:
+    """Every known agent by name; one from an entry point may not take a built-in name."""
+    return {entry.name: entry for entry in (*BUILT_IN, *_registered())}
 
 
 def get(name: str) -> AgentEntry:
@@ -96,8 +106,39 @@ def get(name: str) -> AgentEntry:
     return known[name]
 
 
-def resolve_hyperparameters(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """All hyperparameters of an agent with `overrides` applied, as plain JSON values.
+def task_defaults(name: str, task: Task | None, obs: str) -> dict[str, Any]:
+    """What an agent sets by the task unless the user says otherwise (settings by domain, classes of difficulty).
+
+    A hyperparameters model says so by `@classmethod task_defaults(cls, task: Task, obs: str) -> dict[str, Any]`; most
+    have none.
+
+    Args:
+        name: the agent.
+        task: a row of the task table; None gives no defaults.
+        obs: observation kind, "state" or "rgb".
+
+    Raises:
+        UserError: no such agent, or it sets a hyperparameter that it lacks.
+    """
+    model = get(name).hyperparameters_model()
+    rule = getattr(model, "task_defaults", None)
+    defaults: dict[str, Any] = {} if rule is None or task is None else rule(task, obs)
+    for key in defaults:
+        if key not in model.model_fields:
+            raise unknown(f"hyperparameter of {name} (set by its task_defaults)", key, model.model_fields)
+    return defaults
+
+
+def resolve_hyperparameters(
+    name: str, overrides: Mapping[str, Any], task: Task | None = None, obs: str = "state"
+) -> dict[str, Any]:
+    """All hyperparameters of an agent as plain JSON values: `overrides`, else what it sets by the task, else its own.
+
+    Args:
+        name: the agent.
+        overrides: values that the user set.
+        task: the task that it will learn; None leaves out what the agent sets by the task.
+        obs: observation kind, "state" or "rgb".
 
     Raises:
         UserError: an unknown agent or key, or a value of the wrong type or out of range.
@@ -107,7 +148,7 @@ def resolve_hyperparameters(name: str, overrides: dict[str, Any]) -> dict[str, A
         if key not in model.model_fields:
             raise unknown(f"hyperparameter of {name}", key, model.model_fields)
     try:
-        values: dict[str, Any] = model(**overrides).model_dump(mode="json")
+        values: dict[str, Any] = model(**(task_defaults(name, task, obs) | dict(overrides))).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "hyperparameters"

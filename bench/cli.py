@@ -159,7 +159,7 @@ def train_command(
     changed = parse_overrides(overrides or [])
     spec = RunSpec(
         agent=agent,
-        hyperparameters=resolve_hyperparameters(agent, changed),
+        hyperparameters=resolve_hyperparameters(agent, changed, row),
         variant=", ".join(f"{key}={value}" for key, value in changed.items()) or "default",
         task=row.name,
         domain=row.domain,

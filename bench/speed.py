@@ -71,7 +71,7 @@ def measure(
         calls: timed calls of each kind.
     """
     task, entry = get_task(task_name), get_agent(agent_name)
-    hyperparameters = resolve_hyperparameters(agent_name, dict(overrides))
+    hyperparameters = resolve_hyperparameters(agent_name, overrides, task)
     spec = AgentSpec((task.obs_size,), "state", task.action_size, task.episode_agent_steps, task.budget_agent_steps)
     seeds = list(range(runs))
     agent: Agent = entry.load()(spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)

@@ -29,12 +29,13 @@ LABEL_CHARS = 32
 
 @dataclass(frozen=True)
 class Variant:
-    """An agent with all its hyperparameters."""
+    """An agent with all its hyperparameters on each task; they differ by task where the agent sets some by the task."""
 
     agent: str
     label: str
     obs: str
-    hyperparameters: dict[str, Any]
+    hyperparameters: dict[str, dict[str, Any]]
+    """By the task's name."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
         UserError: one line that names the file, the key and the valid choices.
     """
     doc, sweep = spec.read(path, assignments)
-    variants = _variants(doc, sweep)
     tasks = _tasks(doc, ("tasks",), sweep.tasks)
+    variants = _variants(doc, sweep, tasks)
     budgets = _budgets(doc, sweep, tasks)
     runs = [
         _run(sweep, variant, task, budgets[task.name], seed)
@@ -83,6 +84,7 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
         runs = _without(doc, index, exclusion, runs)
     if not runs:
         raise doc.error(("exclude",), "the matrix is empty: every run is excluded")
+    _check_runs_distinct(doc, runs)
     by_name = {task.name: task for task in tasks}
     return Sweep(path, sweep.name, tuple(runs), by_name, sweep.resources, tuple(assignments))
 
@@ -134,7 +136,7 @@ def _budgets(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> dict[str
 def _run(sweep: SweepFile, variant: Variant, task: Task, budget_env_steps: int, seed: int) -> RunSpec:
     return RunSpec(
         agent=variant.agent,
-        hyperparameters=variant.hyperparameters,
+        hyperparameters=variant.hyperparameters[task.name],
         variant=variant.label,
         task=task.name,
         domain=task.domain,
@@ -170,8 +172,8 @@ def _without(doc: Document, index: int, exclusion: Exclusion, runs: Sequence[Run
     return kept
 
 
-def _variants(doc: Document, sweep: SweepFile) -> list[Variant]:
-    """Every agent entry × its combinations of the grid."""
+def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Variant]:
+    """Every agent entry × its combinations of the grid, resolved for each task."""
     entries = []
     for index, choice in enumerate(sweep.agents):
         where = spec.agent_path(doc, index)
@@ -203,8 +205,8 @@ def _variants(doc: Document, sweep: SweepFile) -> list[Variant]:
             if choice.agent in targets
         ]
         for combination in itertools.product(*axes):
-            resolved = _resolve(doc, choice.agent, where, [*fixed, *combination])
-            label = _label(choice, resolved, fixed, combination)
+            resolved = {task.name: _resolve(doc, choice, where, [*fixed, *combination], task, obs) for task in tasks}
+            label = _label(choice, resolved, fixed, combination, tasks, obs)
             variants.append(Variant(choice.agent, label, obs, resolved))
     _check_distinct(doc, variants)
     return variants
@@ -233,29 +235,42 @@ def _targets(doc: Document, where: KeyPath, key: str, names: Sequence[str]) -> s
     return targets
 
 
-def _resolve(doc: Document, agent: str, where: KeyPath, settings: Sequence[_Setting]) -> dict[str, Any]:
-    """All hyperparameters of an agent; a mistake is named at the key it came from. A later setting wins."""
+def _resolve(
+    doc: Document, choice: AgentChoice, where: KeyPath, settings: Sequence[_Setting], task: Task, obs: str
+) -> dict[str, Any]:
+    """All hyperparameters of an agent on a task; a mistake is named at the key it came from. A later setting wins."""
     try:
-        return registry.resolve_hyperparameters(agent, {setting.key: setting.value for setting in settings})
+        values = {setting.key: setting.value for setting in settings}
+        return registry.resolve_hyperparameters(choice.agent, values, task, obs)
     except UserError as error:
         for setting in settings:
             try:
-                registry.resolve_hyperparameters(agent, {setting.key: setting.value})
+                registry.resolve_hyperparameters(choice.agent, {setting.key: setting.value}, task, obs)
             except UserError as cause:
                 raise doc.error(setting.where, cause) from cause
         raise doc.error(where, error) from error
 
 
 def _label(
-    choice: AgentChoice, values: dict[str, Any], fixed: Sequence[_Setting], combination: Sequence[_Setting]
+    choice: AgentChoice,
+    resolved: dict[str, dict[str, Any]],
+    fixed: Sequence[_Setting],
+    combination: Sequence[_Setting],
+    tasks: Sequence[Task],
+    obs: str,
 ) -> str:
-    """The variant's name: as given, with its place in the grid; else what was set to other values than the defaults."""
+    """The variant's name: as given, with its place in the grid; else what was set to other values than the defaults.
+
+    A value that is the default on some tasks alone is no default.
+    """
+    values = resolved[tasks[0].name]
     if choice.variant is not None:
         return ",".join([choice.variant, *(f"{s.key}={values[s.key]}" for s in combination)])
-    defaults = registry.resolve_hyperparameters(choice.agent, {})
+    defaults = {task.name: registry.resolve_hyperparameters(choice.agent, {}, task, obs) for task in tasks}
     in_grid = {setting.key for setting in combination}
     keys = dict.fromkeys(setting.key for setting in (*fixed, *combination))
-    parts = [f"{key}={values[key]}" for key in keys if key in in_grid or values[key] != defaults[key]]
+    changed = {key for key in keys if any(resolved[task][key] != defaults[task][key] for task in resolved)}
+    parts = [f"{key}={values[key]}" for key in keys if key in in_grid or key in changed]
     label = ",".join(parts) or "default"
     if len(label) <= LABEL_CHARS:
         return label
@@ -268,7 +283,11 @@ def _check_distinct(doc: Document, variants: Sequence[Variant]) -> None:
     for (agent, _, label), count in labels.items():
         if count > 1:
             raise doc.error(("agents",), f"{count} entries of {agent} are named '{label}': give each its own `variant`")
-    same = Counter((variant.agent, variant.obs, json.dumps(variant.hyperparameters)) for variant in variants)
-    for (agent, _, _), count in same.items():
-        if count > 1:
-            raise doc.error(("agents",), f"{count} variants of {agent} have the same hyperparameters: keep one")
+
+
+def _check_runs_distinct(doc: Document, runs: Sequence[RunSpec]) -> None:
+    counts = Counter(run.run_id for run in runs)
+    for run in runs:
+        if (count := counts[run.run_id]) > 1:
+            same = f"{count} variants of {run.agent} have the same hyperparameters on {run.task}"
+            raise doc.error(("agents",), f"{same}: keep or exclude all but one")

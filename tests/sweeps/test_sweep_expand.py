@@ -11,6 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from baselines.hyperparameters.sac import SAC
+from bench.errors import UserError
+from bench.tasks import Task
 from sweeps import expand, plan
 
 QUICKSTART = Path(__file__).parents[2] / "sweeps" / "quickstart.yaml"
@@ -141,3 +144,36 @@ def test_numbers_are_numbers(text: str, value: float, write: Callable[[str], Pat
     )
     assert sweep.runs[0].hyperparameters["vmax"] == value
     assert sweep.runs[0].budget_env_steps == 1_000_000
+
+
+def _by_domain(cls: type, task: Task, obs: str) -> dict[str, float]:
+    return {"tau": 0.02} if task.domain == "metaworld" else {}
+
+
+def test_defaults_by_the_task(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an agent sets by the task is in the run and in its hash, not in its label, and the user's value wins."""
+    tail = "tasks: [cup-catch, mw-assembly]\nseeds: 1\n"
+    plain = expand.load(write("name: x\nagents: [sac]\n" + tail)).runs
+    monkeypatch.setattr(SAC, "task_defaults", classmethod(_by_domain), raising=False)
+    runs = expand.load(write("name: x\nagents: [sac]\n" + tail)).runs
+    assert [(run.task, run.variant, run.hyperparameters["tau"]) for run in runs] == [
+        ("cup-catch", "default", 0.005),
+        ("mw-assembly", "default", 0.02),
+    ]
+    assert runs[0] == plain[0]
+    assert runs[1].hash != plain[1].hash
+    # 0.005 is the default on one of the tasks alone, so it is part of the label.
+    own = expand.load(write("name: x\nagents: {sac: {tau: 0.005}}\n" + tail)).runs
+    assert [(run.variant, run.hyperparameters["tau"]) for run in own] == [("tau=0.005", 0.005)] * 2
+    assert [run.hash for run in own] == [run.hash for run in plain]
+
+
+def test_variants_that_meet_on_one_task(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two variants may not be one run; on a task where they are, all but one have to be excluded."""
+    monkeypatch.setattr(SAC, "task_defaults", classmethod(_by_domain), raising=False)
+    text = "name: x\nagents: [sac, {agent: sac, variant: slow, hyperparameters: {tau: 0.005}}]\ntasks: [%s]\nseeds: 1\n"
+    with pytest.raises(UserError, match=r"2 variants of sac have the same hyperparameters on cup-catch: keep or excl"):
+        expand.load(write(text % "cup-catch, mw-assembly"))
+    assert len(expand.load(write(text % "mw-assembly")).runs) == 2
+    excluded = text % "cup-catch, mw-assembly" + "exclude: [{variant: slow, task: cup-catch}]\n"
+    assert len(expand.load(write(excluded)).runs) == 3

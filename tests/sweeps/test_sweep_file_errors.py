@@ -132,7 +132,7 @@ CASES = {
     ),
     "two variants that are one": (
         "name: x\nagents:\n  - sac\n  - {agent: sac, variant: b}\ntasks: [cup-catch]\nseeds: 2\n",
-        "s.yaml:2: agents: 2 variants of sac have the same hyperparameters: keep one",
+        "s.yaml:2: agents: 2 variants of sac have the same hyperparameters on cup-catch: keep or exclude all but one",
     ),
     "no mapping": (
         "- a\n- b\n",
