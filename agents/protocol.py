@@ -55,8 +55,9 @@ class ReplaySpec:
     """L, consecutive observations in a slice; L - 1 transitions. 2 gives plain (obs, action, reward, next obs)."""
     capacity: int
     """Transitions that a run keeps; the oldest go first."""
-    draw: Literal["episode", "transition"]
-    """`episode`: an episode uniformly, then a start within it; `transition`: every start equally likely."""
+    draw: Literal["episode", "transition", "stream"]
+    """`episode`: an episode uniformly, then a start within it; `transition`: every start equally likely; `stream`: the
+    same, but slices run on from one episode of an environment into its next, and `Batch.first` says where."""
     finished_episodes_only: bool
     """Whether the episode in progress is left out until it ends."""
 
@@ -69,6 +70,9 @@ class Batch:
     action: Tensor  # (R, L-1, B, A) float32
     reward: Tensor  # (R, L-1, B) float32
     terminated: Tensor  # (R, L-1, B) float32: 1 where the environment ended by itself, 0 at a time limit
+    first: Tensor | None = None
+    """(R, L, B) bool, of streams only: obs[t] is the first of an episode. Where first[t+1], a reset led from obs[t] to
+    obs[t+1]: action[t], reward[t] and terminated[t] are zero."""
 
 
 class Agent(Protocol):

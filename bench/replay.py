@@ -30,7 +30,8 @@ from torch import Tensor
 
 from agents.protocol import Batch, ReplaySpec
 from bench.errors import UserError
-from bench.replay_index import Ints, Queue, RunIndex
+from bench.replay_index import RunIndex
+from bench.replay_queue import Ints, Queue
 from bench.replay_segment import Episode
 
 Bools = NDArray[np.bool_]
@@ -72,6 +73,7 @@ class Replay:
         self._free = Queue()
         self._obs = torch.empty(0, *obs_shape, dtype=torch.from_numpy(np.empty(0, obs_dtype)).dtype, device=device)
         self._steps = torch.empty(0, action_size + 2, device=device)  # action, reward, terminated
+        self._is_first: Bools = np.zeros(0, bool)
         # The episodes in progress once more on the host, for the log: no copy from the device.
         self._open_obs = np.empty((self.runs, num_envs, 64, *obs_shape), obs_dtype)
         self._open_steps = np.zeros((self.runs, num_envs, 64, action_size + 2), np.float32)
@@ -80,7 +82,7 @@ class Replay:
     @property
     def bytes_per_entry(self) -> int:
         """Device memory that one entry takes. A run of `capacity` transitions takes `capacity` entries and one more for
-        each episode; the host keeps 8 bytes an entry beside it."""
+        each episode; the host keeps 9 bytes an entry beside it (17 for streams)."""
         return self._obs.element_size() * int(np.prod(self.obs_shape)) + 4 * (self.action_size + 2)
 
     @property
@@ -115,6 +117,7 @@ class Replay:
             index.begin(envs[runs == run], slots[runs == run])
         self._open_obs[runs, envs, 0] = rows
         self._write(slots, rows, np.zeros((len(runs), self.action_size + 2), np.float32))
+        self._is_first[slots] = True
 
     def add(
         self, obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, where: Bools | None = None
@@ -192,7 +195,8 @@ class Replay:
             UserError: a run has no episode that is long enough yet.
         """
         length, batch = self.spec.length, self.spec.batch_size
-        slots = self._to_device(np.stack([index.draw() for index in self._indices]))  # (R, L, B)
+        drawn = np.stack([index.draw() for index in self._indices])  # (R, L, B)
+        slots = self._to_device(drawn)
         obs = self._obs.index_select(0, slots.flatten())
         steps = self._steps.index_select(0, slots[:, 1:].flatten()).view(self.runs, length - 1, batch, -1)
         return Batch(
@@ -200,6 +204,7 @@ class Replay:
             action=steps[..., :-2],
             reward=steps[..., -2],
             terminated=steps[..., -1],
+            first=self._to_device(self._is_first[drawn]) if self.spec.draw == "stream" else None,
         )
 
     def state_dict(self, run: int) -> dict[str, Any]:
@@ -229,7 +234,8 @@ class Replay:
             steps = np.zeros((episode.transitions + 1, self.action_size + 2), np.float32)
             steps[1:, :-2], steps[1:, -2], steps[1:, -1] = episode.action, episode.reward, episode.terminated
             self._write(slots, episode.obs, steps)
-            index.append(slots)
+            self._is_first[slots[0]] = True
+            index.append(episode.env, slots)
         if index.finished_transitions < state["finished_transitions"]:
             raise UserError(
                 f"the replay folder holds {index.finished_transitions} transitions and the checkpoint needs "
@@ -248,6 +254,7 @@ class Replay:
 
     def _write(self, slots: Ints, obs: NDArray[Any], steps: NDArray[np.float32]) -> None:
         where = self._to_device(slots)
+        self._is_first[slots] = False
         self._obs.index_copy_(0, where, self._to_device(obs.astype(self._open_obs.dtype, copy=False)))
         self._steps.index_copy_(0, where, self._to_device(steps))
 
@@ -281,6 +288,7 @@ class Replay:
         obs[: self._entries] = self._obs
         steps[: self._entries] = self._steps
         self._obs, self._steps = obs, steps
+        self._is_first = np.concatenate([self._is_first, np.zeros(more, bool)])
         self._free.append(np.arange(self._entries, self._entries + more))
         self._entries += more
 

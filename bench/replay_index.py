@@ -6,52 +6,15 @@ those in progress, never on where the entries lie. So a replay that was refilled
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agents.protocol import ReplaySpec
 from bench.errors import UserError
+from bench.replay_queue import Ints, Queue
+from bench.replay_streams import Streams
 from bench.seeding import derive_seed
-
-Ints = NDArray[np.int64]
-
-
-class Queue:
-    """A first-in, first-out array of int64 that is read as one contiguous array; appending is O(1) amortised."""
-
-    def __init__(self) -> None:
-        self._data: Ints = np.empty(64, np.int64)
-        self._head = 0
-        self._tail = 0
-
-    def __len__(self) -> int:
-        return self._tail - self._head
-
-    @property
-    def live(self) -> Ints:
-        """What is in the queue, oldest first (a view)."""
-        return self._data[self._head : self._tail]
-
-    def append(self, values: Ints | Sequence[int]) -> None:
-        """Put values at the end."""
-        count = len(values)
-        if self._tail + count > len(self._data):
-            live = self.live
-            # Moving costs as much as what lives, so leave at least as much room free as that.
-            data = np.empty(max(64, 2 * (len(live) + count)), np.int64)
-            data[: len(live)] = live
-            self._data, self._head, self._tail = data, 0, len(live)
-        self._data[self._tail : self._tail + count] = values
-        self._tail += count
-
-    def pop(self, count: int) -> Ints:
-        """Take values off the front (a copy)."""
-        values = self.live[:count].copy()
-        self._head += len(values)
-        return values
 
 
 class RunIndex:
@@ -71,6 +34,7 @@ class RunIndex:
         self.open_transitions: Ints = np.full(num_envs, -1, np.int64)
         # Finished episodes, in the order of their end: lengths, and the entries of all one after the other.
         self._lengths = Queue()
+        self._envs = Queue()
         self._slots = Queue()
         self._slots_popped = 0
         self.finished_transitions = 0
@@ -80,6 +44,7 @@ class RunIndex:
         self._starts_before = Queue()
         self._starts = Queue()
         self._starts_end = 0
+        self._streams = Streams(num_envs, spec.length) if spec.draw == "stream" else None
 
     @property
     def transitions(self) -> int:
@@ -99,10 +64,12 @@ class RunIndex:
                     f"a replay of {self.spec.capacity} transitions cannot hold the {len(self.open_transitions)} "
                     "episodes in progress: raise the agent's replay capacity"
                 )
-            length = int(self._lengths.pop(1)[0])
+            length, env = int(self._lengths.pop(1)[0]), int(self._envs.pop(1)[0])
             if self._starts_in(length) > 0:
                 for queue in (self._address, self._starts_before, self._starts):
                     queue.pop(1)
+            if self._streams is not None:
+                self._streams.drop(env, length + 1)
             freed.append(self._slots.pop(length + 1))
             self._slots_popped += length + 1
             self.finished_transitions -= length
@@ -123,11 +90,11 @@ class RunIndex:
     def finish(self, env: int) -> None:
         """The episode in progress in `env` has ended."""
         length = int(self.open_transitions[env])
-        self.append(self.open_slots[env, : length + 1])
+        self.append(env, self.open_slots[env, : length + 1])
         self.open_transitions[env] = -1
 
-    def append(self, slots: Ints) -> None:
-        """A finished episode that lies in these entries."""
+    def append(self, env: int, slots: Ints) -> None:
+        """A finished episode of `env` that lies in these entries."""
         length = len(slots) - 1
         starts = self._starts_in(length)
         if starts > 0:
@@ -137,10 +104,15 @@ class RunIndex:
             self._starts_end += starts
         self._slots.append(slots)
         self._lengths.append([length])
+        self._envs.append([env])
+        if self._streams is not None:
+            self._streams.append(env, slots)
         self.finished_transitions += length
 
     def can_draw(self) -> bool:
         """Whether one slice at least can be drawn."""
+        if self._streams is not None:
+            return bool(self._streams.starts(self._open_entries()).any())
         return len(self._starts) > 0 or len(self._open_drawable()) > 0
 
     def draw(self) -> Ints:
@@ -151,7 +123,10 @@ class RunIndex:
         """
         if not self.can_draw():
             which = "finished episode" if self.spec.finished_episodes_only else "episode"
+            which = f"sequence of {which}s" if self._streams is not None else which
             raise UserError(f"replay cannot be drawn from: no {which} has {self.spec.length - 1} transitions yet")
+        if self._streams is not None:
+            return self._streams.draw(self.generator, self.spec.batch_size, self._open_entries(), self.open_slots)
         open_envs = self._open_drawable()
         open_starts = self._starts_in(self.open_transitions[open_envs])
         # Items are the finished episodes, then those in progress.
@@ -183,6 +158,12 @@ class RunIndex:
         if self.spec.finished_episodes_only:
             return np.empty(0, np.int64)
         return np.flatnonzero(self._starts_in(self.open_transitions) > 0)
+
+    def _open_entries(self) -> Ints:
+        """Entries (N,) of the episodes in progress that streams may be drawn from."""
+        return (
+            self.open_transitions + 1 if not self.spec.finished_episodes_only else np.zeros_like(self.open_transitions)
+        )
 
     def _starts_in(self, transitions: Any) -> Any:
         """Slices of L observations in an episode of so many transitions (T + 1 observations); not above 0: none."""

@@ -94,6 +94,8 @@ class Runs:
 def assert_equal_batches(batch, other, runs=slice(None)):
     for name in ("obs", "action", "reward", "terminated"):
         assert torch.equal(getattr(batch, name)[runs], getattr(other, name)), name
+    assert (batch.first is None) == (other.first is None)
+    assert batch.first is None or torch.equal(batch.first[runs], other.first)
 
 
 @settings(max_examples=20, deadline=None)
@@ -102,7 +104,7 @@ def assert_equal_batches(batch, other, runs=slice(None)):
     num_envs=st.integers(1, 3),
     capacity=st.integers(3 * LONGEST + 3, 60),
     length=st.integers(2, 4),
-    draw=st.sampled_from(["episode", "transition"]),
+    draw=st.sampled_from(["episode", "transition", "stream"]),
     finished_only=st.booleans(),
     interrupted_at=st.integers(0, 60),
     lost_steps=st.integers(0, 15),
