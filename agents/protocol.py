@@ -79,8 +79,8 @@ class Agent(Protocol):
     """R independent runs of one agent, trained in lockstep."""
 
     Hyperparameters: ClassVar[type[BaseModel]]
-    """A frozen model that forbids unknown keys. It may have a classmethod `task_defaults(task: bench.tasks.Task, obs: str)
-    -> dict`: the values that fill, for this task and observation kind, what the user did not set."""
+    """A frozen model that forbids unknown keys. Where it has a classmethod `task_defaults(task, obs) -> dict`, that
+    fills what the user did not set, by the row of the task table and the observation kind."""
     obs_kinds: ClassVar[tuple[str, ...]]
     max_fleet: ClassVar[int | None]
     """Most runs in one fleet; None: as many as memory holds; 1: the agent cannot be a fleet."""
