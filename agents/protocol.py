@@ -18,6 +18,9 @@ run axis first. The loop, for one fleet:
 
 Evaluation calls `act(obs, first, explore=False)` with environments of its own; it uses a noise stream and a planner
 memory of its own, so training is the same with and without it.
+
+An agent of several tasks (`spec.tasks`) learns from batches that say which task each slice is from, and its `act` takes
+one more argument, `task` (R, N) int64; see `agents.multitask`.
 """
 
 from __future__ import annotations
@@ -32,6 +35,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class TaskSpec:
+    """What a multi-task agent needs to know of one of its tasks."""
+
+    name: str
+    obs_size: int
+    """Its observations are padded with zeros at the end, to the largest of all tasks."""
+    action_size: int
+    """The environment takes so many of the first dimensions of an action."""
+    episode_agent_steps: int
+
+
+@dataclass(frozen=True)
 class AgentSpec:
     """What an agent needs to know of its environments, and nothing more."""
 
@@ -43,6 +58,8 @@ class AgentSpec:
     budget_agent_steps: int
     num_envs: int = 1
     """N, environments of each run."""
+    tasks: tuple[TaskSpec, ...] = ()
+    """Of a multi-task agent, in the order of their numbers; obs_shape and action_size are then those of the largest."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,8 @@ class Batch:
     first: Tensor | None = None
     """(R, L, B) bool, of streams only: obs[t] is the first of an episode. Where first[t+1], a reset led from obs[t] to
     obs[t+1]: action[t], reward[t] and terminated[t] are zero."""
+    task: Tensor | None = None
+    """(R, B) int64, of a multi-task agent only: the number of each slice's task."""
 
 
 class Agent(Protocol):

@@ -1,7 +1,6 @@
-"""TD-MPC2 (Hansen, Su and Wang, ICLR 2024) for one task from state observations.
+"""TD-MPC2 (Hansen, Su and Wang, ICLR 2024), for one task or several, from state observations.
 
-Shapes: R runs, N environments, B batch, H horizon, S sampled action sequences, P of them from the policy, E elites,
-O observation, A action, L latent, K Q-functions, V bins.
+Shapes: R runs, N environments, B batch, H horizon, O observation, A action, L latent, K Q-functions, V bins.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from agents.tdmpc2.hyperparameters import Hyperparameters as TDMPC2Hyperparameters
+from agents.tdmpc2.planner import Planner
 from agents.tdmpc2.scale import RunningScale
+from agents.tdmpc2.tasks import TaskContext
 from agents.tdmpc2.world_model import WorldModel
 from bench.errors import UserError
 
@@ -44,6 +45,7 @@ class TDMPC2:
     def __init__(
         self, spec: AgentSpec, hyperparameters: TDMPC2Hyperparameters, seeds: Sequence[int], device: torch.device
     ) -> None:
+        self.spec = spec
         self.hp = hp = hyperparameters
         self.runs, self.action_size, self.device = len(seeds), spec.action_size, device
         if spec.obs_kind not in self.obs_kinds:
@@ -58,9 +60,9 @@ class TDMPC2:
         self.replay = ReplaySpec(hp.batch_size, hp.horizon + 1, hp.buffer_size, "episode", finished_episodes_only=True)
 
         self.gamma = hp.discount(spec.episode_agent_steps)
-        self.iterations = hp.plan_iterations(spec.action_size)
-        self.model = WorldModel(spec.obs_shape[0], spec.action_size, hp, seeds, device)
+        self.model = WorldModel(spec, hp, seeds, device)
         self.two_hot = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
+        self.planner = Planner(self.model, self.two_hot, hp, self.gamma, spec.action_size)
         self.scale = RunningScale(self.runs, hp.tau, device)
         self.rho = hp.rho ** torch.arange(hp.horizon + 1, device=device)  # (H+1,)
         self.noise = {stream: Noise(seeds, stream, device) for stream in ("learn", "explore", "evaluate")}
@@ -72,6 +74,8 @@ class TDMPC2:
 
         model = self.model
         others = [*model.dynamics.parameters(), *model.reward_head.parameters(), *model.online_q.parameters()]
+        if model.tasks is not None:
+            others += model.tasks.parameters()
         self.model_parameters = [*model.encoder.parameters(), *others]
         self.policy_parameters = list(model.policy_head.parameters())
         groups: list[dict[str, Any]] = [
@@ -84,106 +88,40 @@ class TDMPC2:
     # Acting
 
     @torch.no_grad()
-    def act(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
+    def act(self, obs: Tensor, first: Tensor, explore: bool, task: Tensor | None = None) -> Tensor:
         """Plan an action for each environment, or take the policy's where `mpc` is off.
 
         A run whose parameters have diverged gives NaN actions; the others are not touched by it.
-        """
-        if self.hp.mpc:
-            return self.plan(obs, first, explore)
-        mean, log_std = self.model.policy(self.model.encode(obs))  # (R, N, A)
-        if explore:
-            mean = mean + self.noise["explore"].normal(*mean.shape[1:]) * log_std.exp()
-        return mean.tanh()
-
-    def plan(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
-        """Model predictive path integral control (MPPI) in latent space, for all runs and environments at once.
 
         Args:
-            obs: (R, N, O).
+            obs: (R, N, *obs_shape).
             first: (R, N) bool; there the plan starts from zero instead of the previous plan.
-            explore: whether to add noise to the action. Without it the action is still drawn among the elites.
+            explore: whether to add exploration noise.
+            task: (R, N) int64, the number of each environment's task; of a multi-task agent only.
 
         Returns:
             (R, N, A) in [-1, 1].
         """
-        hp, stream = self.hp, "explore" if explore else "evaluate"
-        noise = self.noise[stream]
-        num_envs = obs.shape[1]
-        z = self.model.encode(obs)  # (R, N, L)
-
-        # Policy trajectories
-        policy_actions = self.policy_trajectories(z, noise)  # (R, H, N, P, A)
-
-        # Warm start
-        mean = self.warm_start(stream, first)  # (R, H, N, A)
-        std = torch.full_like(mean, hp.max_std)
-
-        # Iterate MPPI
-        z = z[:, :, None].expand(-1, -1, hp.num_samples, -1)  # (R, N, S, L)
-        for _ in range(self.iterations):
-            # Sample action sequences and evaluate them
-            eps = noise.normal(hp.horizon, num_envs, hp.num_samples - hp.num_pi_trajs, self.action_size)
-            sampled = (mean[:, :, :, None] + std[:, :, :, None] * eps).clamp(-1, 1)
-            actions = torch.cat([policy_actions, sampled], 3)  # (R, H, N, S, A)
-            value = self.estimate_value(z, actions, noise)  # (R, N, S)
-
-            # Refit mean and standard deviation to the elites
-            elite_value, index = value.topk(hp.num_elites, dim=2)  # (R, N, E)
-            index = index[:, None, :, :, None].expand(-1, hp.horizon, -1, -1, self.action_size)
-            elites = actions.gather(3, index)  # (R, H, N, E, A)
-            weight = (hp.temperature * elite_value).softmax(2)  # (R, N, E)
-            w = weight[:, None, :, :, None]
-            mean = (w * elites).sum(3)  # (R, H, N, A)
-            std = (w * (elites - mean[:, :, :, None]).square()).sum(3).sqrt().clamp(hp.min_std, hp.max_std)
-        self.plan_means[stream] = mean
-
-        # Draw an elite by its weight (Gumbel-max) and take its first action
-        pick = (weight.log() + noise.gumbel(num_envs, hp.num_elites)).argmax(2)  # (R, N)
-        index = pick[:, :, None, None].expand(-1, -1, 1, self.action_size)
-        action = elites[:, 0].gather(2, index).squeeze(2)  # (R, N, A)
+        stream = "explore" if explore else "evaluate"
+        tasks = self.model.context(task)
+        if self.hp.mpc:
+            start = self.warm_start(stream, first)
+            action, self.plan_means[stream] = self.planner.plan(obs, start, self.noise[stream], explore, tasks)
+            return action
+        z = self.model.encode(obs, tasks)
         if explore:
-            action = action + std[:, 0] * noise.normal(num_envs, self.action_size)
-        return action.clamp(-1, 1)
-
-    def policy_trajectories(self, z: Tensor, noise: Noise) -> Tensor:
-        """Action sequences (R, H, N, P, A) of the policy, rolled out in the model from `z` (R, N, L)."""
-        z = z[:, :, None].expand(-1, -1, self.hp.num_pi_trajs, -1)  # (R, N, P, L)
-        actions = []
-        for t in range(self.hp.horizon):
-            actions.append(self.sample_action(z, noise))
-            if t + 1 < self.hp.horizon:
-                z = self.model.next(z, actions[-1])
-        return torch.stack(actions, 1)
+            return self.model.sample_action(z, self.noise[stream], tasks)[0]
+        return self.model.policy(z, tasks)[0].tanh()
 
     def warm_start(self, stream: str, first: Tensor) -> Tensor:
         """The previous plan's mean moved on by one agent step, zero where an episode starts (R, H, N, A)."""
         previous = self.plan_means[stream]
-        if previous.shape[2] != first.shape[1]:
-            # Other environments than last time: there is nothing to go on from.
-            previous = previous.new_zeros(self.runs, self.hp.horizon, first.shape[1], self.action_size)
+        shape = (self.runs, self.hp.horizon, first.shape[1], self.action_size)
+        if previous.shape != shape:
+            # Other environments than last time, or another horizon: there is nothing to go on from.
+            previous = previous.new_zeros(shape)
         shifted = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
         return torch.where(first[:, None, :, None], 0.0, shifted)
-
-    def estimate_value(self, z: Tensor, actions: Tensor, noise: Noise) -> Tensor:
-        """Predicted return (R, N, S) of action sequences (R, H, N, S, A) from `z` (R, N, S, L).
-
-        Rewards of the model over the horizon, then the mean of two of the Q-functions: one pair for each run and call.
-        """
-        value: Tensor | float = 0.0
-        discount = 1.0
-        for t in range(self.hp.horizon):
-            value = value + discount * self.two_hot.decode(self.model.reward(z, actions[:, t]))
-            z = self.model.next(z, actions[:, t])
-            discount *= self.gamma
-        action = self.sample_action(z, noise)
-        q = self.two_hot.decode(self.model.q_heads(z, action, noise.choose(2, self.hp.num_q)))  # (R, 2, N, S)
-        return (value + discount * q.mean(1)).nan_to_num(nan=0.0)
-
-    def sample_action(self, z: Tensor, noise: Noise) -> Tensor:
-        """An action (R, ..., A) of the policy in `z` (R, ..., L)."""
-        mean, log_std = self.model.policy(z)
-        return (mean + noise.normal(*mean.shape[1:]) * log_std.exp()).tanh()
 
     # Learning
 
@@ -202,23 +140,26 @@ class TDMPC2:
         """One step of the world model, the policy and the target Q-functions of every run."""
         hp, model = self.hp, self.model
         rho = self.rho[: hp.horizon] / hp.horizon  # (H,)
+        tasks = model.context(batch.task)  # (R, B)
+        over_time = None if tasks is None else tasks.unsqueeze(1)  # (R, 1, B)
 
         # Targets
         with torch.no_grad():
-            next_z = model.encode(batch.obs[:, 1:])  # (R, H, B, L)
-            td_target = self.td_target(next_z, batch.reward, batch.terminated)  # (R, H, B)
+            next_z = model.encode(batch.obs[:, 1:], over_time)  # (R, H, B, L)
+            td_target = self.td_target(next_z, batch.reward, batch.terminated, over_time)  # (R, H, B)
 
         # Latent rollout
-        latents = [model.encode(batch.obs[:, 0])]
+        latents = [model.encode(batch.obs[:, 0], tasks)]
         for t in range(hp.horizon):
-            latents.append(model.next(latents[-1], batch.action[:, t]))
+            latents.append(model.next(latents[-1], batch.action[:, t], tasks))
         zs = torch.stack(latents, 1)  # (R, H+1, B, L)
 
         # Losses, each (R,)
         consistency = (zs[:, 1:] - next_z).square().mean((2, 3)) @ rho
-        reward_logits = model.reward(zs[:, :-1], batch.action)  # (R, H, B, V)
+        reward_logits = model.reward(zs[:, :-1], batch.action, over_time)  # (R, H, B, V)
         reward = self.two_hot.cross_entropy(reward_logits, batch.reward).mean(2) @ rho
-        q_logits = model.q(zs[:, :-1], batch.action, self._dropout_mask(hp.num_q, zs[:, :-1]))  # (R, K, H, B, V)
+        keep = self._dropout_mask(hp.num_q, zs[:, :-1])
+        q_logits = model.q(zs[:, :-1], batch.action, over_time, keep)  # (R, K, H, B, V)
         value = self.two_hot.cross_entropy(q_logits, td_target[:, None]).mean((1, 3)) @ rho
         total = hp.consistency_coef * consistency + hp.reward_coef * reward + hp.value_coef * value
 
@@ -228,7 +169,7 @@ class TDMPC2:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-        policy_metrics = self.update_policy(zs.detach())
+        policy_metrics = self.update_policy(zs.detach(), batch.task)
         model.update_target(hp.tau)
         losses = {"consistency": consistency, "reward": reward, "value": value, "total": total}
         return {
@@ -238,28 +179,33 @@ class TDMPC2:
         }
 
     @torch.no_grad()
-    def td_target(self, next_z: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
+    def td_target(self, next_z: Tensor, reward: Tensor, terminated: Tensor, tasks: TaskContext | None = None) -> Tensor:
         """r + gamma (1 - terminated) min over two target Q-functions, one pair for each run; all (R, H, B)."""
         noise = self.noise["learn"]
-        action = self.sample_action(next_z, noise)
+        gamma = self.gamma if tasks is None else tasks.discount
+        action = self.model.sample_action(next_z, noise, tasks)[0]
         heads = noise.choose(2, self.hp.num_q)
-        q = self.two_hot.decode(self.model.q_heads(next_z, action, heads, target=True))  # (R, 2, H, B)
-        return reward + self.gamma * (1 - terminated) * q.amin(1)
+        q = self.two_hot.decode(self.model.q_heads(next_z, action, heads, tasks, target=True))  # (R, 2, H, B)
+        return reward + gamma * (1 - terminated) * q.amin(1)
 
-    def update_policy(self, zs: Tensor) -> dict[str, Tensor]:
-        """Maximise scaled Q and entropy along the latent rollout `zs` (R, H+1, B, L)."""
+    def update_policy(self, zs: Tensor, task: Tensor | None = None) -> dict[str, Tensor]:
+        """Maximise scaled Q and entropy along the latent rollout `zs` (R, H+1, B, L) of tasks (R, B).
+
+        The task embeddings are left alone, as in the paper.
+        """
         hp, noise = self.hp, self.noise["learn"]
-        mean, log_std = self.model.policy(zs)  # (R, H+1, B, A)
-        eps = noise.normal(*mean.shape[1:])
-        action = (mean + eps * log_std.exp()).tanh()
+        context = self.model.context(task)
+        tasks = None if context is None else context.detach().unsqueeze(1)  # (R, 1, B)
+        action, eps, log_std = self.model.sample_action(zs, noise, tasks)  # (R, H+1, B, A)
         heads = noise.choose(2, hp.num_q)
         keep = self._dropout_mask(2, zs)
-        q = self.two_hot.decode(self.model.q_heads(zs, action, heads, keep=keep)).mean(1)  # (R, H+1, B)
+        q = self.two_hot.decode(self.model.q_heads(zs, action, heads, tasks, keep=keep)).mean(1)  # (R, H+1, B)
         self.scale.update(q[:, 0].detach())
 
         # The entropy in the loss is that of the Gaussian before tanh, times the size of the action.
         log_prob = gaussian_log_prob(eps, log_std)  # (R, H+1, B)
-        scaled_entropy = -self.action_size * log_prob
+        action_size = self.action_size if tasks is None else tasks.action_size
+        scaled_entropy = -action_size * log_prob
         objective = hp.entropy_coef * scaled_entropy + q / self.scale.value[:, None, None]
         loss = -objective.mean(2) @ (self.rho / (hp.horizon + 1))  # (R,)
 

@@ -24,9 +24,16 @@ EXTRA_ITERATIONS = 2
 MIN_SEED_AGENT_STEPS = 1000
 SEED_EPISODES = 5
 
+MT30_ARCHITECTURES: dict[int, dict[str, int]] = {
+    5: {"task_dim": 64},
+    19: {"task_dim": 64, "latent_dim": 512},
+    48: {"task_dim": 64},
+}
+"""Where the authors' models of the 30 tasks of `mt30` differ from `ARCHITECTURES`."""
+
 
 class Hyperparameters(BaseModel):
-    """TD-MPC2 for one task from state observations; the defaults are the paper's.
+    """TD-MPC2; the defaults are the paper's.
 
     `model_size` fills enc_dim, mlp_dim, latent_dim, num_enc_layers and num_q unless they are given, so that a dump
     shows the numbers that are used.
@@ -47,6 +54,8 @@ class Hyperparameters(BaseModel):
     """The encoder has max(num_enc_layers - 1, 1) hidden layers; by model_size unless given."""
     num_q: int = Field(default=5, ge=2)
     """Q-functions in the ensemble; by model_size unless given."""
+    task_dim: int = Field(default=96, ge=1)
+    """T, size of the embedding of a task; a model of one task has none."""
     simnorm_dim: int = Field(default=8, ge=1)
     """Size of each simplex that SimNorm cuts a latent state into."""
     dropout: float = Field(default=0.01, ge=0, lt=1)

@@ -1,6 +1,8 @@
 """The networks of TD-MPC2: encoder, latent dynamics, reward, policy prior and an ensemble of Q-functions.
 
-Shapes: R runs, ... any batch, O observation, A action, L latent, V bins, K Q-functions.
+Those of a multi-task agent take the embedding of a sample's task beside the observation or latent state.
+
+Shapes: R runs, ... any batch, O observation, A action, L latent, T task embedding, V bins, K Q-functions.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.nn import MLP, Linear, ema_update
+from agents.noise import Noise
+from agents.protocol import AgentSpec
 from agents.tdmpc2.hyperparameters import Hyperparameters
+from agents.tdmpc2.tasks import TaskContext, TaskTable
 from bench.seeding import derive_seed
 
 INIT_STD = 0.02
@@ -24,28 +29,27 @@ class WorldModel(nn.Module):
     The Q-functions are one network of R * K members, those of a run next to each other; `target_q` is a slow copy.
 
     Args:
-        obs_size: O.
-        action_size: A.
+        spec: sizes of observations and actions, and the tasks of a multi-task agent.
         hp: architecture.
         seeds: the seed of each run; it alone decides the run's initial parameters.
         device: where the parameters live.
     """
 
-    def __init__(
-        self, obs_size: int, action_size: int, hp: Hyperparameters, seeds: Sequence[int], device: torch.device
-    ) -> None:
+    def __init__(self, spec: AgentSpec, hp: Hyperparameters, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__()
         self.runs, self.num_q = len(seeds), hp.num_q
         self.log_std_min, self.log_std_max = hp.log_std_min, hp.log_std_max
-        runs, latent, hidden = self.runs, hp.latent_dim, [hp.mlp_dim, hp.mlp_dim]
-        encoder = [obs_size, *[hp.enc_dim] * max(hp.num_enc_layers - 1, 1), latent]
-        value = [latent + action_size, *hidden, hp.num_bins]
+        runs, latent, hidden, action_size = self.runs, hp.latent_dim, [hp.mlp_dim, hp.mlp_dim], spec.action_size
+        task_dim = hp.task_dim if spec.tasks else 0
+        encoder = [spec.obs_shape[0] + task_dim, *[hp.enc_dim] * max(hp.num_enc_layers - 1, 1), latent]
+        transition = [latent + task_dim + action_size, *hidden]
         self.encoder = MLP(runs, encoder, simnorm_dim=hp.simnorm_dim, device=device)
-        self.dynamics = MLP(runs, [latent + action_size, *hidden, latent], simnorm_dim=hp.simnorm_dim, device=device)
-        self.reward_head = MLP(runs, value, device=device)
-        self.policy_head = MLP(runs, [latent, *hidden, 2 * action_size], device=device)
-        self.online_q = MLP(runs * hp.num_q, value, device=device)
-        self.target_q = MLP(runs * hp.num_q, value, device=device).requires_grad_(False)
+        self.dynamics = MLP(runs, [*transition, latent], simnorm_dim=hp.simnorm_dim, device=device)
+        self.reward_head = MLP(runs, [*transition, hp.num_bins], device=device)
+        self.policy_head = MLP(runs, [latent + task_dim, *hidden, 2 * action_size], device=device)
+        self.online_q = MLP(runs * hp.num_q, [*transition, hp.num_bins], device=device)
+        self.target_q = MLP(runs * hp.num_q, [*transition, hp.num_bins], device=device).requires_grad_(False)
+        self.tasks = TaskTable(runs, spec.tasks, action_size, hp, device) if spec.tasks else None
         if device.type != "meta":
             self._initialise(seeds)
         # Index of each run's first Q-function.
@@ -68,6 +72,8 @@ class WorldModel(nn.Module):
         for net in (self.reward_head, self.online_q):
             assert isinstance(net.last, Linear)
             net.last.weight.zero_()
+        if self.tasks is not None:
+            self.tasks.initialise(generators)
         self.target_q.load_state_dict(self.online_q.state_dict())
 
     @property
@@ -75,30 +81,63 @@ class WorldModel(nn.Module):
         """Trainable parameters of one run; the target is not counted."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad) // self.runs
 
-    def encode(self, obs: Tensor) -> Tensor:
+    def context(self, task: Tensor | None) -> TaskContext | None:
+        """What conditions the networks on tasks (R, ...) int64; None for an agent of one task.
+
+        Raises:
+            ValueError: an agent of several tasks was not told which.
+        """
+        if self.tasks is None:
+            return None
+        if task is None:
+            raise ValueError("a multi-task agent has to be told the task of each sample")
+        context: TaskContext = self.tasks(task)
+        return context
+
+    def encode(self, obs: Tensor, tasks: TaskContext | None = None) -> Tensor:
         """z (R, ..., L) of observations (R, ..., O)."""
-        return _apply(self.encoder, obs)
+        return _apply(self.encoder, _join(obs, tasks))
 
-    def next(self, z: Tensor, action: Tensor) -> Tensor:
+    def next(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None) -> Tensor:
         """Latent state (R, ..., L) after `action` (R, ..., A) in `z` (R, ..., L)."""
-        return _apply(self.dynamics, torch.cat([z, action], -1))
+        return _apply(self.dynamics, _join(z, tasks, action))
 
-    def reward(self, z: Tensor, action: Tensor) -> Tensor:
+    def reward(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None) -> Tensor:
         """Logits (R, ..., V) of the reward for `action` in `z`."""
-        return _apply(self.reward_head, torch.cat([z, action], -1))
+        return _apply(self.reward_head, _join(z, tasks, action))
 
-    def policy(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation, each (R, ..., A), of the action before tanh."""
-        mean, raw = _apply(self.policy_head, z).chunk(2, -1)
+    def policy(self, z: Tensor, tasks: TaskContext | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation, each (R, ..., A), of the action before tanh; 0 beyond a task's own."""
+        mean, raw = _apply(self.policy_head, _join(z, tasks)).chunk(2, -1)
         half_range = 0.5 * (self.log_std_max - self.log_std_min)
-        return mean, self.log_std_min + half_range * (raw.tanh() + 1)
+        log_std = self.log_std_min + half_range * (raw.tanh() + 1)
+        if tasks is None:
+            return mean, log_std
+        return mean * tasks.action_mask, log_std * tasks.action_mask
 
-    def q(self, z: Tensor, action: Tensor, keep: Tensor | None = None) -> Tensor:
+    def sample_action(self, z: Tensor, noise: Noise, tasks: TaskContext | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """An action of the policy in `z` (R, ..., L), its standard normal noise and its log standard deviation.
+
+        Each is (R, ..., A), and 0 where a task's action has no more dimensions.
+        """
+        mean, log_std = self.policy(z, tasks)
+        eps = noise.normal(*mean.shape[1:])
+        if tasks is not None:
+            eps = eps * tasks.action_mask
+        return (mean + eps * log_std.exp()).tanh(), eps, log_std
+
+    def q(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None, keep: Tensor | None = None) -> Tensor:
         """Logits (R, K, ..., V) of all Q-functions; `keep` (R, K, M, hidden) drops units, M the flattened batch."""
-        return self._ensemble(self.online_q, None, self.num_q, z, action, keep)
+        return self._ensemble(self.online_q, None, self.num_q, _join(z, tasks, action), keep)
 
     def q_heads(
-        self, z: Tensor, action: Tensor, heads: Tensor, target: bool = False, keep: Tensor | None = None
+        self,
+        z: Tensor,
+        action: Tensor,
+        heads: Tensor,
+        tasks: TaskContext | None = None,
+        target: bool = False,
+        keep: Tensor | None = None,
     ) -> Tensor:
         """Logits (R, k, ..., V) of the Q-functions in `heads` (R, k) only; no gradient reaches their parameters.
 
@@ -107,14 +146,11 @@ class WorldModel(nn.Module):
         net = self.target_q if target else self.online_q
         index = (self.first_q + heads).flatten()
         weights = {name: p.detach().index_select(0, index) for name, p in net.named_parameters()}
-        return self._ensemble(net, weights, heads.shape[1], z, action, keep)
+        return self._ensemble(net, weights, heads.shape[1], _join(z, tasks, action), keep)
 
-    def _ensemble(
-        self, net: MLP, weights: dict[str, Tensor] | None, k: int, z: Tensor, action: Tensor, keep: Tensor | None
-    ) -> Tensor:
-        x = torch.cat([z, action], -1)
+    def _ensemble(self, net: MLP, weights: dict[str, Tensor] | None, k: int, x: Tensor, keep: Tensor | None) -> Tensor:
         batch = x.shape[1:-1]
-        x = x.flatten(1, -2)[:, None].expand(-1, k, -1, -1).flatten(0, 1)  # (R k, M, L + A)
+        x = x.flatten(1, -2)[:, None].expand(-1, k, -1, -1).flatten(0, 1)  # (R k, M, L + T + A)
         keep = None if keep is None else keep.flatten(0, 1)
         logits = net(x, keep) if weights is None else functional_call(net, weights, (x, keep))
         return logits.unflatten(0, (self.runs, k)).unflatten(2, batch)
@@ -122,6 +158,16 @@ class WorldModel(nn.Module):
     def update_target(self, tau: float) -> None:
         """target <- target + tau (online - target)."""
         ema_update(self.target_q.parameters(), self.online_q.parameters(), tau)
+
+
+def _join(x: Tensor, tasks: TaskContext | None, action: Tensor | None = None) -> Tensor:
+    """What a network takes: observation or latent state, task embedding, action, one after the other."""
+    parts = [x]
+    if tasks is not None:
+        parts.append(tasks.embedding.expand(*x.shape[:-1], -1))
+    if action is not None:
+        parts.append(action)
+    return torch.cat(parts, -1) if len(parts) > 1 else x
 
 
 def _apply(net: MLP, x: Tensor) -> Tensor:

@@ -12,13 +12,20 @@ import torch
 from torch import nn
 
 from agents.noise import Noise
-from agents.protocol import AgentSpec, Batch
+from agents.protocol import AgentSpec, Batch, TaskSpec
 from agents.tdmpc2.agent import TDMPC2
 from agents.tdmpc2.hyperparameters import Hyperparameters
 
 CPU = torch.device("cpu")
 SPEC = AgentSpec(obs_shape=(5,), obs_kind="state", action_size=2, episode_agent_steps=100, budget_agent_steps=1000)
+MULTITASK_SPEC = replace(
+    SPEC,
+    obs_shape=(5,),
+    action_size=3,
+    tasks=(TaskSpec("a", 5, 1, 500), TaskSpec("b", 3, 3, 100), TaskSpec("c", 4, 2, 250), TaskSpec("d", 5, 2, 100)),
+)
 SMALL = {
+    "task_dim": 6,
     "enc_dim": 12,
     "mlp_dim": 16,
     "latent_dim": 8,
@@ -54,9 +61,11 @@ def make_batch(seeds=(1, 2, 3), spec=SPEC, horizon=3, size=6) -> Batch:
                 torch.rand(horizon, size, spec.action_size, generator=g) * 2 - 1,
                 torch.randn(horizon, size, generator=g) * 3,
                 (torch.rand(horizon, size, generator=g) < 0.2).to(torch.get_default_dtype()),
+                torch.randint(max(len(spec.tasks), 1), (size,), generator=g),
             )
         )
-    return Batch(*(torch.stack(field) for field in zip(*parts, strict=True)))
+    *fields, task = (torch.stack(field) for field in zip(*parts, strict=True))
+    return Batch(*fields, task=task if spec.tasks else None)
 
 
 class Recorder(Noise):
@@ -140,11 +149,16 @@ class PlainMLP(nn.Module):
         return out
 
 
+def join(x, embedding, action=None):
+    """Observation or latent state, then the embedding of its task if there are several, then the action."""
+    return torch.cat([part for part in (x, embedding, action) if part is not None], -1)
+
+
 class PlainRun:
     """Run `run` of an agent."""
 
     def __init__(self, agent, run):
-        self.hp, self.gamma, self.action_size = agent.hp, agent.gamma, agent.action_size
+        self.hp, self.gamma, self.action_size, self.tasks = agent.hp, agent.gamma, agent.action_size, agent.spec.tasks
         m, k = agent.model, agent.hp.num_q
         self.encoder, self.dynamics, self.reward, self.policy = (
             PlainMLP(net, run) for net in (m.encoder, m.dynamics, m.reward_head, m.policy_head)
@@ -155,6 +169,11 @@ class PlainRun:
         self.scale = float(agent.scale.value[run])
         self.world = [p for net in (self.encoder, self.dynamics, self.reward, *self.q) for p in net.parameters()]
         others = [p for net in (self.dynamics, self.reward, *self.q) for p in net.parameters()]
+        if self.tasks:
+            self.embedding = nn.Embedding(len(self.tasks), self.hp.task_dim, max_norm=1)
+            self.embedding.weight.data.copy_(m.tasks.embedding.data[run])
+            self.world.append(self.embedding.weight)
+            others.append(self.embedding.weight)
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(self.encoder.parameters()), "lr": self.hp.lr * self.hp.enc_lr_scale},
@@ -190,39 +209,69 @@ class PlainRun:
 
     # Parts
 
-    def sample(self, z, eps):
-        raw = self.policy(z)
+    def embed(self, task):
+        """Embeddings (..., T) of tasks (...); nothing to append for an agent of one task."""
+        return self.embedding(task) if self.tasks else None
+
+    def discount(self, task):
+        """Of one task, by the rule for its episode length."""
+        if not self.tasks:
+            return self.gamma
+        return min(max(1 - 5 / self.tasks[int(task)].episode_agent_steps, 0.95), 0.995)
+
+    def used(self, task):
+        """How many dimensions of the action a task has."""
+        return self.tasks[int(task)].action_size if self.tasks else self.action_size
+
+    def mask(self, task):
+        """(..., A), 1 on those dimensions; one task at a time."""
+        rows = [[float(i < self.used(one)) for i in range(self.action_size)] for one in torch.as_tensor(task).flatten()]
+        return torch.tensor(rows).reshape(*torch.as_tensor(task).shape, self.action_size)
+
+    def sample(self, z, eps, task, embedding):
+        """Action, log standard deviation and noise."""
+        raw = self.policy(join(z, embedding))
         mean, raw_std = raw[..., : self.action_size], raw[..., self.action_size :]
         low, high = self.hp.log_std_min, self.hp.log_std_max
-        log_std = low + 0.5 * (high - low) * (torch.tanh(raw_std) + 1)
-        return torch.tanh(mean + eps * log_std.exp()), log_std
+        mask = self.mask(task)
+        log_std = (low + 0.5 * (high - low) * (torch.tanh(raw_std) + 1)) * mask
+        mean, eps = mean * mask, eps * mask
+        return torch.tanh(mean + eps * log_std.exp()), log_std, eps
 
     @torch.no_grad()
     def td_target(self, batch, run, draws):
         """Sample by sample; (H, B)."""
         eps, pair = next(draws), next(draws)
         target = torch.zeros(batch.reward.shape[1:])
+        tasks = self.tasks_of(batch, run)
         for t in range(target.shape[0]):
             for b in range(target.shape[1]):
-                z = self.encoder(batch.obs[run, t + 1, b])
-                action, _ = self.sample(z, eps[t, b])
-                za = torch.cat([z, action])
+                e = self.embed(tasks[b])
+                z = self.encoder(join(batch.obs[run, t + 1, b], e))
+                action = self.sample(z, eps[t, b], tasks[b], e)[0]
+                za = join(z, e, action)
                 q = min(float(self.decode(self.target_q[int(head)](za))) for head in pair)
                 alive = 1 - float(batch.terminated[run, t, b])
-                target[t, b] = float(batch.reward[run, t, b]) + self.gamma * alive * q
+                target[t, b] = float(batch.reward[run, t, b]) + self.discount(tasks[b]) * alive * q
         return target
+
+    def tasks_of(self, batch, run):
+        """(B,)"""
+        return torch.zeros(batch.obs.shape[2], dtype=torch.long) if batch.task is None else batch.task[run]
 
     def update(self, batch, run, draws):
         hp, horizon = self.hp, self.hp.horizon
         size = batch.obs.shape[2]
         with torch.no_grad():
             target = self.td_target(batch, run, draws)
-            next_z = [self.encoder(batch.obs[run, t + 1]) for t in range(horizon)]
+            tasks = self.tasks_of(batch, run)
+            next_z = [self.encoder(join(batch.obs[run, t + 1], self.embed(tasks))) for t in range(horizon)]
         mask = next(draws).unflatten(1, (horizon, size)) if hp.dropout else None
-        z = self.encoder(batch.obs[run, 0])
+        e = self.embed(tasks)
+        z = self.encoder(join(batch.obs[run, 0], e))
         zs, consistency, reward, value = [z], 0.0, 0.0, 0.0
         for t in range(horizon):
-            weight, za = hp.rho**t, torch.cat([z, batch.action[run, t]], -1)
+            weight, za = hp.rho**t, join(z, e, batch.action[run, t])
             reward += weight * self.cross_entropy(self.reward(za), batch.reward[run, t])
             for k, q in enumerate(self.q):
                 logits = q(za, None if mask is None else mask[k, t])
@@ -236,7 +285,7 @@ class PlainRun:
         total.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.world, hp.grad_clip_norm)
         self.optimizer.step()
-        metrics = self.update_policy([z.detach() for z in zs], draws)
+        metrics = self.update_policy([z.detach() for z in zs], draws, tasks)
         with torch.no_grad():
             for slow, fast in zip(self.target_q, self.q, strict=True):
                 for p, online in zip(slow.parameters(), fast.parameters(), strict=True):
@@ -247,20 +296,22 @@ class PlainRun:
             for name, x in (losses | {"grad_norm": grad_norm} | metrics).items()
         }
 
-    def update_policy(self, zs, draws):
-        hp, a = self.hp, self.action_size
+    def update_policy(self, zs, draws, task):
+        hp = self.hp
+        e = self.embed(task).detach() if self.tasks else None
         eps, pair = next(draws), next(draws)
         mask = next(draws).unflatten(1, (len(zs), zs[0].shape[0])) if hp.dropout else None
+        a = torch.tensor([float(self.used(one)) for one in task])
         qs, gaussian, squashed = [], [], []
         for t, z in enumerate(zs):
-            action, log_std = self.sample(z, eps[t])
-            za = torch.cat([z, action], -1)
+            action, log_std, noise = self.sample(z, eps[t], task, e)
+            za = join(z, e, action)
             heads = [
                 self.decode(self.q[int(head)](za, None if mask is None else mask[i, t])) for i, head in enumerate(pair)
             ]
             qs.append((heads[0] + heads[1]) / 2)
             density = torch.distributions.Normal(torch.zeros_like(log_std), log_std.exp())
-            gaussian.append(density.log_prob(eps[t] * log_std.exp()).sum(-1))
+            gaussian.append(density.log_prob(noise * log_std.exp()).sum(-1))
             squashed.append(gaussian[-1] - torch.log(torch.relu(1 - action**2) + 1e-6).sum(-1))
         p5, p95 = torch.quantile(qs[0].detach(), torch.tensor([0.05, 0.95])).tolist()
         self.scale += hp.tau * (max(p95 - p5, 1.0) - self.scale)
@@ -275,52 +326,56 @@ class PlainRun:
             "pi_loss": loss,
             "pi_grad_norm": grad_norm,
             "pi_entropy": -torch.stack(squashed).mean(),
-            "pi_scaled_entropy": -a * torch.stack(gaussian).mean(),
+            "pi_scaled_entropy": (-a * torch.stack(gaussian)).mean(),
             "pi_scale": self.scale,
         }
 
     # Planning
 
     @torch.no_grad()
-    def value_of(self, z, sequence, eps, pair):
+    def value_of(self, z, sequence, eps, pair, task, e):
         """Predicted return of one action sequence (H, A)."""
-        total = 0.0
+        total, gamma = 0.0, self.discount(task)
         for t, action in enumerate(sequence):
-            za = torch.cat([z, action])
-            total += self.gamma**t * float(self.decode(self.reward(za)))
+            za = join(z, e, action)
+            total += gamma**t * float(self.decode(self.reward(za)))
             z = self.dynamics(za)
-        action, _ = self.sample(z, eps)
-        za = torch.cat([z, action])
+        action = self.sample(z, eps, task, e)[0]
+        za = join(z, e, action)
         q = sum(float(self.decode(self.q[int(head)](za))) for head in pair) / 2
-        return total + self.gamma ** len(sequence) * q
+        return total + gamma ** len(sequence) * q
 
     @torch.no_grad()
-    def plan(self, obs, start_mean, env, draws, iterations, explore):
+    def plan(self, obs, start_mean, env, draws, iterations, explore, task=0):
         """Action and final mean (H, A) for one observation (O,), candidate by candidate."""
         hp, a = self.hp, self.action_size
-        z0 = self.encoder(obs)
+        task = torch.tensor(task)
+        e, mask = self.embed(task), self.mask(task)
+        z0 = self.encoder(join(obs, e))
         sequences = [[] for _ in range(hp.num_pi_trajs)]
         latents = [z0] * hp.num_pi_trajs
         for _ in range(hp.horizon):
             eps = next(draws)[env]
             for i in range(hp.num_pi_trajs):
-                action, _ = self.sample(latents[i], eps[i])
+                action = self.sample(latents[i], eps[i], task, e)[0]
                 sequences[i].append(action)
-                latents[i] = self.dynamics(torch.cat([latents[i], action]))
+                latents[i] = self.dynamics(join(latents[i], e, action))
         policy_sequences = [torch.stack(sequence) for sequence in sequences]
         mean, std = start_mean.clone(), torch.full((hp.horizon, a), hp.max_std)
         for _ in range(iterations):
             eps = next(draws)[:, env]  # (H, S - P, A)
-            sampled = [torch.clamp(mean + std * eps[:, i], -1, 1) for i in range(hp.num_samples - hp.num_pi_trajs)]
+            sampled = [
+                torch.clamp(mean + std * eps[:, i], -1, 1) * mask for i in range(hp.num_samples - hp.num_pi_trajs)
+            ]
             candidates = policy_sequences + sampled
             value_eps, pair = next(draws)[env], next(draws)
-            values = [self.value_of(z0, c, value_eps[i], pair) for i, c in enumerate(candidates)]
+            values = [self.value_of(z0, c, value_eps[i], pair, task, e) for i, c in enumerate(candidates)]
             order = sorted(range(len(values)), key=lambda i: -values[i])[: hp.num_elites]
             weights = [math.exp(hp.temperature * (values[i] - values[order[0]])) for i in order]
             weights = [w / sum(weights) for w in weights]
             mean = sum(w * candidates[i] for w, i in zip(weights, order, strict=True)) / (sum(weights) + 1e-9)
             variance = sum(w * (candidates[i] - mean) ** 2 for w, i in zip(weights, order, strict=True))
-            std = (variance / (sum(weights) + 1e-9)).sqrt().clamp(hp.min_std, hp.max_std)
+            std = (variance / (sum(weights) + 1e-9)).sqrt().clamp(hp.min_std, hp.max_std) * mask
         gumbel = next(draws)[env]
         scores = [math.log(w) + float(g) for w, g in zip(weights, gumbel, strict=True)]
         action = candidates[order[scores.index(max(scores))]][0]

@@ -98,8 +98,8 @@ def test_large_actions_take_two_more_iterations(action_size, iterations):
     for _ in range(2):  # building one agent changes nothing for the next
         agent = TDMPC2(replace(SPEC, action_size=action_size), hp, [1], CPU)
         calls = []
-        estimate_value = agent.estimate_value
-        agent.estimate_value = lambda *args, e=estimate_value, c=calls: c.append(1) or e(*args)
+        estimate_value = agent.planner.estimate_value
+        agent.planner.estimate_value = lambda *args, e=estimate_value, c=calls: c.append(1) or e(*args)
         agent.act(torch.randn(1, 1, 5), firsts(True, 1), True)
         assert len(calls) == iterations
     assert hp.iterations == 3
@@ -109,9 +109,9 @@ def test_planning_finds_the_best_action_of_a_known_model():
     """The closer the first action is to 0.5 in every dimension, the better; what follows does not matter."""
     agent = make_agent(num_samples=256, num_elites=16, iterations=6, temperature=5.0)
 
-    def estimate_value(z, actions, noise):
+    def estimate_value(z, actions, noise, tasks):
         return -10 * (actions[:, 0] - 0.5).abs().sum(-1)
 
-    agent.estimate_value = estimate_value
+    agent.planner.estimate_value = estimate_value
     action = agent.act(torch.randn(3, 1, 5), firsts(True), False)
     torch.testing.assert_close(action, torch.full((3, 1, 2), 0.5), atol=0.2, rtol=0)
