@@ -13,7 +13,9 @@ run axis first. The loop, for one fleet:
         obs, reward, terminated, truncated = environments.step(action)
         replay.add(...)
         for _ in range(agent.updates_due(agent_steps, agent_steps + N)):
-            metrics = agent.update(replay.sample())
+            batch = replay.sample()
+            metrics = agent.update(batch)
+            replay.set_priorities(batch)                # where draws are prioritised
         agent_steps += N
 
 Evaluation calls `act(obs, first, explore=False)` with environments of its own; it uses a noise stream and a planner
@@ -72,11 +74,16 @@ class ReplaySpec:
     """L, consecutive observations in a slice; L - 1 transitions. 2 gives plain (obs, action, reward, next obs)."""
     capacity: int
     """Transitions that a run keeps; the oldest go first."""
-    draw: Literal["episode", "transition", "stream"]
+    draw: Literal["episode", "transition", "stream", "prioritised"]
     """`episode`: an episode uniformly, then a start within it; `transition`: every start equally likely; `stream`: the
-    same, but slices run on from one episode of an environment into its next, and `Batch.first` says where."""
+    same, but slices run on from one episode of an environment into its next, and `Batch.first` says where;
+    `prioritised`: a start in proportion to priority ** priority_alpha, from finished episodes."""
     finished_episodes_only: bool
     """Whether the episode in progress is left out until it ends."""
+    priority_alpha: float = 0.6
+    """Prioritised draws: how much the priorities count; 0 draws uniformly."""
+    priority_beta: float = 0.4
+    """Prioritised draws: how much of the bias `Batch.weight` takes back; 1 takes back all."""
 
 
 @dataclass
@@ -92,6 +99,12 @@ class Batch:
     obs[t+1]: action[t], reward[t] and terminated[t] are zero."""
     task: Tensor | None = None
     """(R, B) int64, of a multi-task agent only: the number of each slice's task."""
+    weight: Tensor | None = None
+    """(R, B) float32, of prioritised draws only: importance weights, the largest of each run 1."""
+    start: Tensor | None = None
+    """(R, B) int64 on the host, of prioritised draws only: which slices these are, for the replay."""
+    priority: Tensor | None = None
+    """(R, B), set by `update` where draws are prioritised: the priorities, above 0, of these slices from now on."""
 
 
 class Agent(Protocol):
@@ -128,7 +141,10 @@ class Agent(Protocol):
         ...
 
     def update(self, batch: Batch) -> Mapping[str, Tensor]:
-        """One gradient step of each run on its own slices. Returns metrics, each (R,), not yet brought to the host."""
+        """One gradient step of each run on its own slices. Returns metrics, each (R,), not yet brought to the host.
+
+        An agent with prioritised draws also sets `batch.priority`.
+        """
         ...
 
     def state_dict(self, run: int) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from each.
             logs[run].append([episode])
         replay.begin(reset_obs, where=terminated | truncated)
         if replay.can_sample():
-            agent.update(replay.sample())
+            batch = replay.sample()
+            agent.update(batch)
+            replay.set_priorities(batch)                               # where draws are prioritised
 
 To resume: `load` each run from its state and its log, then feed the episodes in progress by `begin` and `add` again.
 """
@@ -78,6 +80,7 @@ class Replay:
         self._open_obs = np.empty((self.runs, num_envs, 64, *obs_shape), obs_dtype)
         self._open_steps = np.zeros((self.runs, num_envs, 64, action_size + 2), np.float32)
         self._finished: list[tuple[int, Episode]] = []
+        self._new_priorities: tuple[Tensor, Tensor] | None = None  # starts and priorities, not yet taken over
 
     @property
     def bytes_per_entry(self) -> int:
@@ -141,6 +144,7 @@ class Replay:
             return
         if any(index.open_transitions[envs[runs == run]].min(initial=0) < 0 for run, index in enumerate(self._indices)):
             raise ValueError("a transition was added where no episode has begun")
+        self._take_priorities()
         obs_rows = self._rows(obs, runs, envs)
         step_rows = np.concatenate(
             [
@@ -194,23 +198,55 @@ class Replay:
         Raises:
             UserError: a run has no episode that is long enough yet.
         """
+        self._take_priorities()
         length, batch = self.spec.length, self.spec.batch_size
-        drawn = np.stack([index.draw() for index in self._indices])  # (R, L, B)
-        slots = self._to_device(drawn)
+        draws = [index.draw() for index in self._indices]
+        entries = np.stack([draw.entries for draw in draws])  # (R, L, B)
+        slots = self._to_device(entries)
         obs = self._obs.index_select(0, slots.flatten())
         steps = self._steps.index_select(0, slots[:, 1:].flatten()).view(self.runs, length - 1, batch, -1)
+        starts = [draw.start for draw in draws if draw.start is not None]
+        weights = [draw.weight for draw in draws if draw.weight is not None]
         return Batch(
             obs=obs.view(self.runs, length, batch, *self.obs_shape),
             action=steps[..., :-2],
             reward=steps[..., -2],
             terminated=steps[..., -1],
-            first=self._to_device(self._is_first[drawn]) if self.spec.draw == "stream" else None,
+            first=self._to_device(self._is_first[entries]) if self.spec.draw == "stream" else None,
+            weight=self._to_device(np.stack(weights)) if weights else None,
+            start=torch.from_numpy(np.stack(starts)) if starts else None,
         )
 
+    def set_priorities(self, batch: Batch) -> None:
+        """Give the slices of the last batch the priorities that the agent's update has set; else nothing.
+
+        They are brought to the host when the replay is next used: by then the device has computed them anyway.
+
+        Raises:
+            ValueError: the agent asks for prioritised draws and has set no priorities.
+        """
+        if self.spec.draw != "prioritised":
+            return
+        if batch.start is None or batch.priority is None or batch.priority.shape != batch.start.shape:
+            given = None if batch.priority is None else tuple(batch.priority.shape)
+            raise ValueError(
+                f"an agent with prioritised draws sets batch.priority in its update, one number for each slice of each "
+                f"run {(self.runs, self.spec.batch_size)}; it is {given}"
+            )
+        self._new_priorities = batch.start, batch.priority.detach()
+
+    def _take_priorities(self) -> None:
+        if self._new_priorities is None:
+            return
+        starts, priorities = (tensor.cpu().numpy() for tensor in self._new_priorities)
+        for index, start, priority in zip(self._indices, starts, priorities, strict=True):
+            index.set_priorities(start, priority)
+        self._new_priorities = None
+
     def state_dict(self, run: int) -> dict[str, Any]:
-        """The generator of a run and the transitions of its finished episodes. The data is in the run's log."""
-        index = self._indices[run]
-        return {"generator": index.generator.bit_generator.state, "finished_transitions": index.finished_transitions}
+        """What a run's draws need to go on, priorities included. The data is in the run's log."""
+        self._take_priorities()
+        return self._indices[run].state_dict()
 
     def load(self, run: int, state: Mapping[str, Any], episodes: Iterable[Episode]) -> None:
         """Refill an empty run.
@@ -241,7 +277,7 @@ class Replay:
                 f"the replay folder holds {index.finished_transitions} transitions and the checkpoint needs "
                 f"{state['finished_transitions']}: restore the folder, or remove the run directory and run again"
             )
-        index.generator.bit_generator.state = state["generator"]
+        index.load_state_dict(state)
 
     def _places(self, where: Bools | None) -> tuple[Ints, Ints]:
         """Runs and environments, run by run."""

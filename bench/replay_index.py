@@ -6,15 +6,29 @@ those in progress, never on where the entries lie. So a replay that was refilled
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from agents.protocol import ReplaySpec
 from bench.errors import UserError
+from bench.replay_priorities import Priorities
 from bench.replay_queue import Ints, Queue
 from bench.replay_streams import Streams
 from bench.seeding import derive_seed
+
+
+@dataclass
+class Draw:
+    """B slices of one run."""
+
+    entries: Ints  # (L, B)
+    start: Ints | None = None  # (B,) numbers of their starts, counted since the run began; prioritised draws only
+    weight: NDArray[np.float32] | None = None  # (B,) importance weights; prioritised draws only
 
 
 class RunIndex:
@@ -24,10 +38,18 @@ class RunIndex:
         spec: how slices are drawn, and the most transitions kept.
         num_envs: N.
         seed: the run's seed; the draws have a generator of their own.
+
+    Raises:
+        ValueError: prioritised draws from episodes in progress.
     """
 
     def __init__(self, spec: ReplaySpec, num_envs: int, seed: int) -> None:
         self.spec = spec
+        self.priorities: Priorities | None = None
+        if spec.draw == "prioritised":
+            if not spec.finished_episodes_only:
+                raise ValueError("prioritised draws are from finished episodes only")
+            self.priorities = Priorities(spec.capacity, spec.priority_alpha, spec.priority_beta)
         self.generator = np.random.default_rng(derive_seed(seed, "replay"))
         # Episodes in progress: entries by environment. -1: waits for a reset.
         self.open_slots: Ints = np.empty((num_envs, 64), np.int64)
@@ -66,6 +88,8 @@ class RunIndex:
                 )
             length, env = int(self._lengths.pop(1)[0]), int(self._envs.pop(1)[0])
             if self._starts_in(length) > 0:
+                if self.priorities is not None:
+                    self.priorities.remove(self._first_start, self._starts_in(length))
                 for queue in (self._address, self._starts_before, self._starts):
                     queue.pop(1)
             if self._streams is not None:
@@ -101,6 +125,8 @@ class RunIndex:
             self._address.append([self._slots_popped + len(self._slots)])
             self._starts_before.append([self._starts_end])
             self._starts.append([starts])
+            if self.priorities is not None:
+                self.priorities.add(self._starts_end, starts)
             self._starts_end += starts
         self._slots.append(slots)
         self._lengths.append([length])
@@ -115,8 +141,8 @@ class RunIndex:
             return bool(self._streams.starts(self._open_entries()).any())
         return len(self._starts) > 0 or len(self._open_drawable()) > 0
 
-    def draw(self) -> Ints:
-        """Entries of B slices, (L, B), drawn with replacement.
+    def draw(self) -> Draw:
+        """B slices, drawn with replacement.
 
         Raises:
             UserError: no episode is long enough yet.
@@ -126,7 +152,13 @@ class RunIndex:
             which = f"sequence of {which}s" if self._streams is not None else which
             raise UserError(f"replay cannot be drawn from: no {which} has {self.spec.length - 1} transitions yet")
         if self._streams is not None:
-            return self._streams.draw(self.generator, self.spec.batch_size, self._open_entries(), self.open_slots)
+            entries = self._streams.draw(self.generator, self.spec.batch_size, self._open_entries(), self.open_slots)
+            return Draw(entries)
+        if self.priorities is not None:
+            number, weight = self.priorities.draw(self.generator, self.spec.batch_size, self._first_start)
+            item = np.searchsorted(self._starts_before.live, number, side="right") - 1
+            start = number - self._starts_before.live[item]
+            return Draw(self._entries(item, start, np.empty(0, np.int64)), number, weight)
         open_envs = self._open_drawable()
         open_starts = self._starts_in(self.open_transitions[open_envs])
         # Items are the finished episodes, then those in progress.
@@ -135,13 +167,42 @@ class RunIndex:
             item = self.generator.integers(finished + len(open_envs), size=self.spec.batch_size)
             start = self.generator.integers(0, np.concatenate([self._starts.live, open_starts])[item])
         else:
-            gone = int(self._starts_before.live[0]) if finished else self._starts_end
+            gone = self._first_start
             before = np.concatenate([self._starts_before.live - gone, self._starts_end - gone + _before(open_starts)])
             total = self._starts_end - gone + int(open_starts.sum())
             pick = self.generator.integers(total, size=self.spec.batch_size)
             item = np.searchsorted(before, pick, side="right") - 1
             start = pick - before[item]
-        return self._entries(item, start, open_envs)
+        return Draw(self._entries(item, start, open_envs))
+
+    def set_priorities(self, start: Ints, priority: NDArray[np.float32]) -> None:
+        """The slices with these numbers have new priorities."""
+        if self.priorities is not None:
+            self.priorities.set(start, priority)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator, and how much must be refilled before `load_state_dict`."""
+        state = {"generator": self.generator.bit_generator.state, "finished_transitions": self.finished_transitions}
+        if self.priorities is not None:
+            first = self._first_start
+            powers = self.priorities.powers(first, self._starts_end - first)
+            state["priorities"] = {"end": self._starts_end, "powers": torch.from_numpy(powers)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Draw on from where `state_dict` was asked; the finished episodes of then have been appended again."""
+        self.generator.bit_generator.state = state["generator"]
+        if self.priorities is not None:
+            end, powers = state["priorities"]["end"], state["priorities"]["powers"].numpy()
+            # The numbers go on from then. Episodes that were appended beyond those of then go before any draw.
+            self._starts_before.live[:] += end - self._starts_end
+            self._starts_end = end
+            self.priorities.load(end - len(powers), powers)
+
+    @property
+    def _first_start(self) -> int:
+        """Number of the oldest start that is kept."""
+        return int(self._starts_before.live[0]) if len(self._starts_before) else self._starts_end
 
     def _entries(self, item: Ints, start: Ints, open_envs: Ints) -> Ints:
         steps = np.arange(self.spec.length)[:, None]

@@ -80,7 +80,7 @@ def measure(
         obs = _fill(replay, pool, runs, spec)
         shown = torch.from_numpy(obs).to(device)
         first = torch.zeros(runs, 1, dtype=torch.bool, device=device)
-        update_ms, update_spread_ms = timed(lambda: agent.update(replay.sample()), calls, device)
+        update_ms, update_spread_ms = timed(lambda: _update(agent, replay), calls, device)
         act_ms, act_spread_ms = timed(lambda: agent.act(shown, first, explore=True).cpu(), calls, device)
         rest = np.zeros((runs, spec.action_size), np.float32)
         env_ms, _ = timed(lambda: pool.step(rest), calls, torch.device("cpu"))
@@ -100,6 +100,12 @@ def measure(
         env_ms=round(env_ms, 3),
         loop_agent_steps_per_s=round(1000 / (act_ms + env_ms + updates * update_ms), 3),
     )
+
+
+def _update(agent: Agent, replay: Replay) -> None:
+    batch = replay.sample()
+    agent.update(batch)
+    replay.set_priorities(batch)
 
 
 def _fill(replay: Replay, pool: EnvPool, runs: int, spec: AgentSpec) -> np.ndarray:

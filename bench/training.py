@@ -163,7 +163,9 @@ class Fleet:
         counters.agent_steps += self.spec.num_envs
         due = self.agent.updates_due(before, counters.agent_steps)
         for _ in range(due):
-            self.metrics = self.agent.update(self.replay.sample())
+            batch = self.replay.sample()
+            self.metrics = self.agent.update(batch)
+            self.replay.set_priorities(batch)
             if due > self.spec.num_envs:
                 self._tick()
         if counters.agent_steps - counters.logged_at >= self.spec.episode_agent_steps:

@@ -91,11 +91,18 @@ class Runs:
             self.step(where=behind > self.at)
 
 
+def sample(replay):
+    """A batch, after which the replay has new priorities where draws are prioritised."""
+    batch = replay.sample()
+    batch.priority = batch.obs[:, 0].sum(-1) % 7 + 0.1 + torch.linspace(0, 1, batch.obs.shape[2])
+    replay.set_priorities(batch)
+    return batch
+
+
 def assert_equal_batches(batch, other, runs=slice(None)):
-    for name in ("obs", "action", "reward", "terminated"):
-        assert torch.equal(getattr(batch, name)[runs], getattr(other, name)), name
-    assert (batch.first is None) == (other.first is None)
-    assert batch.first is None or torch.equal(batch.first[runs], other.first)
+    for name in ("obs", "action", "reward", "terminated", "first", "weight", "start"):
+        one, two = getattr(batch, name), getattr(other, name)
+        assert (one is None and two is None) or torch.equal(one[runs], two), name
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,7 +111,7 @@ def assert_equal_batches(batch, other, runs=slice(None)):
     num_envs=st.integers(1, 3),
     capacity=st.integers(3 * LONGEST + 3, 60),
     length=st.integers(2, 4),
-    draw=st.sampled_from(["episode", "transition", "stream"]),
+    draw=st.sampled_from(["episode", "transition", "stream", "prioritised"]),
     finished_only=st.booleans(),
     interrupted_at=st.integers(0, 60),
     lost_steps=st.integers(0, 15),
@@ -112,7 +119,7 @@ def assert_equal_batches(batch, other, runs=slice(None)):
 def test_resumed_replay_draws_as_the_uninterrupted_one(
     seeds, num_envs, capacity, length, draw, finished_only, interrupted_at, lost_steps
 ):
-    spec = ReplaySpec(4, length, capacity, draw, finished_only)
+    spec = ReplaySpec(4, length, capacity, draw, finished_only or draw == "prioritised")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         uninterrupted = Runs(spec, seeds, num_envs, Path(other))
         before = Runs(spec, seeds, num_envs, Path(folder))
@@ -121,7 +128,7 @@ def test_resumed_replay_draws_as_the_uninterrupted_one(
             for _ in range(interrupted_at):
                 runs.step()
                 if runs.replay.can_sample():
-                    runs.replay.sample()
+                    sample(runs.replay)
         states = before.checkpoint()
         for _ in range(lost_steps):
             before.step()
@@ -135,7 +142,7 @@ def test_resumed_replay_draws_as_the_uninterrupted_one(
             assert resumed.replay.can_sample() == uninterrupted.replay.can_sample()
             if resumed.replay.can_sample():
                 order = list(range(len(seeds)))[::-1]
-                assert_equal_batches(uninterrupted.replay.sample(), resumed.replay.sample(), order)
+                assert_equal_batches(sample(uninterrupted.replay), sample(resumed.replay), order)
         assert [log.position() for log in resumed.logs[::-1]] == [log.position() for log in uninterrupted.logs]
 
 
