@@ -1,4 +1,4 @@
-"""TD-MPC2 (Hansen, Su and Wang, ICLR 2024), for one task or several, from state observations.
+"""TD-MPC2 (Hansen, Su and Wang, ICLR 2024), for one task or several, from state observations or images.
 
 Shapes: R runs, N environments, B batch, H horizon, O observation, A action, L latent, K Q-functions, V bins.
 """
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from agents.distributions import TwoHot, gaussian_log_prob, squash_log_det
 from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
@@ -35,11 +36,12 @@ class TDMPC2:
         device: where to compute.
 
     Raises:
-        UserError: pixels, a horizon longer than an episode, or a seed phase that ends before the first episode does.
+        UserError: a horizon longer than an episode, or a seed phase that ends before the first episode does; several
+            tasks from images.
     """
 
     Hyperparameters: ClassVar[type[TDMPC2Hyperparameters]] = TDMPC2Hyperparameters
-    obs_kinds: ClassVar[tuple[str, ...]] = ("state",)
+    obs_kinds: ClassVar[tuple[str, ...]] = ("state", "rgb")
     max_fleet: ClassVar[int | None] = None
 
     def __init__(
@@ -50,6 +52,8 @@ class TDMPC2:
         self.runs, self.action_size, self.device = len(seeds), spec.action_size, device
         if spec.obs_kind not in self.obs_kinds:
             raise UserError(f"tdmpc2 learns from {', '.join(self.obs_kinds)} observations, not from {spec.obs_kind}")
+        if spec.tasks and spec.obs_kind == "rgb":
+            raise UserError("tdmpc2 learns several tasks from state observations only, not from rgb")
         if hp.horizon > spec.episode_agent_steps:
             raise UserError(
                 f"horizon {hp.horizon} is longer than an episode ({spec.episode_agent_steps} agent steps): shorten it"
@@ -74,8 +78,8 @@ class TDMPC2:
 
         model = self.model
         others = [*model.dynamics.parameters(), *model.reward_head.parameters(), *model.online_q.parameters()]
-        if model.tasks is not None:
-            others += model.tasks.parameters()
+        for part in (model.termination_head, model.tasks):
+            others += [] if part is None else part.parameters()
         self.model_parameters = [*model.encoder.parameters(), *others]
         self.policy_parameters = list(model.policy_head.parameters())
         groups: list[dict[str, Any]] = [
@@ -108,7 +112,7 @@ class TDMPC2:
             start = self.warm_start(stream, first)
             action, self.plan_means[stream] = self.planner.plan(obs, start, self.noise[stream], explore, tasks)
             return action
-        z = self.model.encode(obs, tasks)
+        z = self.model.encode(obs, self.noise[stream], tasks)
         if explore:
             return self.model.sample_action(z, self.noise[stream], tasks)[0]
         return self.model.policy(z, tasks)[0].tanh()
@@ -138,18 +142,18 @@ class TDMPC2:
 
     def update(self, batch: Batch) -> Mapping[str, Tensor]:
         """One step of the world model, the policy and the target Q-functions of every run."""
-        hp, model = self.hp, self.model
+        hp, model, noise = self.hp, self.model, self.noise["learn"]
         rho = self.rho[: hp.horizon] / hp.horizon  # (H,)
         tasks = model.context(batch.task)  # (R, B)
         over_time = None if tasks is None else tasks.unsqueeze(1)  # (R, 1, B)
 
         # Targets
         with torch.no_grad():
-            next_z = model.encode(batch.obs[:, 1:], over_time)  # (R, H, B, L)
+            next_z = model.encode(batch.obs[:, 1:], noise, over_time)  # (R, H, B, L)
             td_target = self.td_target(next_z, batch.reward, batch.terminated, over_time)  # (R, H, B)
 
         # Latent rollout
-        latents = [model.encode(batch.obs[:, 0], tasks)]
+        latents = [model.encode(batch.obs[:, 0], noise, tasks)]
         for t in range(hp.horizon):
             latents.append(model.next(latents[-1], batch.action[:, t], tasks))
         zs = torch.stack(latents, 1)  # (R, H+1, B, L)
@@ -162,6 +166,15 @@ class TDMPC2:
         q_logits = model.q(zs[:, :-1], batch.action, over_time, keep)  # (R, K, H, B, V)
         value = self.two_hot.cross_entropy(q_logits, td_target[:, None]).mean((1, 3)) @ rho
         total = hp.consistency_coef * consistency + hp.reward_coef * reward + hp.value_coef * value
+        losses = {"consistency": consistency, "reward": reward, "value": value}
+        ends: dict[str, Tensor] = {}
+        if hp.episodic:
+            ended = model.termination(zs[:, 1:], over_time)  # (R, H, B) logits, of the predicted next latent state
+            losses["termination"] = F.binary_cross_entropy_with_logits(ended, batch.terminated, reduction="none").mean(
+                (1, 2)
+            )
+            total = total + hp.termination_coef * losses["termination"]
+            ends = _termination_metrics(ended[:, -1].detach(), batch.terminated[:, -1])
 
         # World model step
         total.sum().backward()
@@ -171,9 +184,10 @@ class TDMPC2:
 
         policy_metrics = self.update_policy(zs.detach(), batch.task)
         model.update_target(hp.tau)
-        losses = {"consistency": consistency, "reward": reward, "value": value, "total": total}
         return {
             **{f"{name}_loss": loss.detach() for name, loss in losses.items()},
+            "total_loss": total.detach(),
+            **ends,
             "grad_norm": grad_norm,
             **policy_metrics,
         }
@@ -251,3 +265,11 @@ class TDMPC2:
             self.plan_means[stream] = torch.stack(means).to(self.device)
         for stream, noise in self.noise.items():
             noise.load([state["noise"][stream] for state in states])
+
+
+def _termination_metrics(logits: Tensor, terminated: Tensor) -> dict[str, Tensor]:
+    """How often episodes end in a batch and how well that is predicted (F1), from (R, B) each; gives (R,) each."""
+    predicted = (logits > 0).to(terminated.dtype)
+    right = (predicted * terminated).sum(1)
+    f1 = 2 * right / (predicted.sum(1) + terminated.sum(1)).clamp(min=1)
+    return {"termination_rate": terminated.mean(1), "termination_f1": f1}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bench.errors import UserError
+from bench.tasks import Task
 
 ARCHITECTURES: dict[int, dict[str, int]] = {
     1: {"enc_dim": 256, "mlp_dim": 384, "latent_dim": 128, "num_enc_layers": 2, "num_q": 2},
@@ -52,6 +53,12 @@ class Hyperparameters(BaseModel):
     """Size of the latent state z; by model_size unless given. A multiple of simnorm_dim."""
     num_enc_layers: int = Field(default=2, ge=1)
     """The encoder has max(num_enc_layers - 1, 1) hidden layers; by model_size unless given."""
+    num_channels: int = Field(default=32, ge=1)
+    """Channels of each convolution of the encoder of images."""
+    image_size: int = Field(default=64, ge=1)
+    """Height and width of images in pixels (obs rgb only)."""
+    frame_stack: int = Field(default=3, ge=1)
+    """Images that make up one observation (obs rgb only)."""
     num_q: int = Field(default=5, ge=2)
     """Q-functions in the ensemble; by model_size unless given."""
     task_dim: int = Field(default=96, ge=1)
@@ -70,6 +77,10 @@ class Hyperparameters(BaseModel):
     """First bin, in symlog space."""
     vmax: float = 10.0
     """Last bin, in symlog space."""
+
+    # Terminations
+    episodic: bool = False
+    """Whether to learn when episodes end by themselves, and plan with it; on where the task table says that they do."""
 
     # Planning
     mpc: bool = True
@@ -115,6 +126,8 @@ class Hyperparameters(BaseModel):
     """Weight of the reward loss."""
     value_coef: float = Field(default=0.1, ge=0)
     """Weight of the value loss."""
+    termination_coef: float = Field(default=1.0, ge=0)
+    """Weight of the termination loss."""
     entropy_coef: float = Field(default=1e-4, ge=0)
     """Weight of the policy's entropy."""
     discount_denom: float = Field(default=5.0, gt=0)
@@ -123,6 +136,11 @@ class Hyperparameters(BaseModel):
     """Smallest discount."""
     discount_max: float = Field(default=0.995, ge=0, le=1)
     """Largest discount."""
+
+    @classmethod
+    def task_defaults(cls, task: Task, obs: str) -> dict[str, Any]:
+        """The authors' settings for tasks whose episodes end by themselves (their Gymnasium tasks)."""
+        return {"episodic": True, "discount_max": 0.99, "rho": 0.7} if task.terminates else {}
 
     @model_validator(mode="before")
     @classmethod

@@ -47,7 +47,7 @@ class Planner:
             The actions (R, N, A) in [-1, 1], and the mean (R, H, N, A) of the plan.
         """
         hp, num_envs = self.hp, obs.shape[1]
-        z = self.model.encode(obs, tasks)  # (R, N, L)
+        z = self.model.encode(obs, noise, tasks)  # (R, N, L)
         tasks = None if tasks is None else tasks.unsqueeze(2)  # (R, N, 1), for samples
 
         # Policy trajectories
@@ -101,6 +101,8 @@ class Planner:
         """Predicted return (R, N, S) of action sequences (R, H, N, S, A) from `z` (R, N, S, L).
 
         Rewards of the model over the horizon, then the mean of two of the Q-functions: one pair for each run and call.
+        In an episodic model nothing counts after the episode is predicted to have ended; the reward that it ends with
+        still does.
         """
         gamma = self.gamma if tasks is None else tasks.discount
         value: Tensor | float = 0.0
@@ -109,6 +111,8 @@ class Planner:
             value = value + discount * self.two_hot.decode(self.model.reward(z, actions[:, t], tasks))
             z = self.model.next(z, actions[:, t], tasks)
             discount = discount * gamma
+            if self.hp.episodic:  # sigmoid above one half
+                discount = torch.where(self.model.termination(z, tasks) > 0, 0.0, discount)
         action = self.model.sample_action(z, noise, tasks)[0]
         q = self.model.q_heads(z, action, noise.choose(2, self.hp.num_q), tasks)  # (R, 2, N, S, V)
         return (value + discount * self.two_hot.decode(q).mean(1)).nan_to_num(nan=0.0)

@@ -17,6 +17,7 @@ from agents.nn import MLP, Linear, ema_update
 from agents.noise import Noise
 from agents.protocol import AgentSpec
 from agents.tdmpc2.hyperparameters import Hyperparameters
+from agents.tdmpc2.pixels import PixelEncoder
 from agents.tdmpc2.tasks import TaskContext, TaskTable
 from bench.seeding import derive_seed
 
@@ -41,15 +42,22 @@ class WorldModel(nn.Module):
         self.log_std_min, self.log_std_max = hp.log_std_min, hp.log_std_max
         runs, latent, hidden, action_size = self.runs, hp.latent_dim, [hp.mlp_dim, hp.mlp_dim], spec.action_size
         task_dim = hp.task_dim if spec.tasks else 0
-        encoder = [spec.obs_shape[0] + task_dim, *[hp.enc_dim] * max(hp.num_enc_layers - 1, 1), latent]
         transition = [latent + task_dim + action_size, *hidden]
-        self.encoder = MLP(runs, encoder, simnorm_dim=hp.simnorm_dim, device=device)
+        self.encoder: MLP | PixelEncoder
+        if spec.obs_kind == "rgb":
+            self.encoder = PixelEncoder(runs, spec, hp, device)
+        else:
+            encoder = [spec.obs_shape[0] + task_dim, *[hp.enc_dim] * max(hp.num_enc_layers - 1, 1), latent]
+            self.encoder = MLP(runs, encoder, simnorm_dim=hp.simnorm_dim, device=device)
         self.dynamics = MLP(runs, [*transition, latent], simnorm_dim=hp.simnorm_dim, device=device)
         self.reward_head = MLP(runs, [*transition, hp.num_bins], device=device)
         self.policy_head = MLP(runs, [latent + task_dim, *hidden, 2 * action_size], device=device)
         self.online_q = MLP(runs * hp.num_q, [*transition, hp.num_bins], device=device)
         self.target_q = MLP(runs * hp.num_q, [*transition, hp.num_bins], device=device).requires_grad_(False)
         self.tasks = TaskTable(runs, spec.tasks, action_size, hp, device) if spec.tasks else None
+        self.termination_head: MLP | None = None
+        if hp.episodic:
+            self.termination_head = MLP(runs, [latent + task_dim, *hidden, 1], device=device)
         if device.type != "meta":
             self._initialise(seeds)
         # Index of each run's first Q-function.
@@ -64,7 +72,11 @@ class WorldModel(nn.Module):
         a seed means the same parameters on every device.
         """
         generators = [torch.Generator().manual_seed(derive_seed("parameters", seed)) for seed in seeds]
-        for net in (self.encoder, self.dynamics, self.reward_head, self.policy_head, self.online_q):
+        networks: list[nn.Module] = [self.dynamics, self.reward_head, self.policy_head, self.online_q]
+        for net in (self.encoder, *networks, *([self.termination_head] if self.termination_head else [])):
+            if isinstance(net, PixelEncoder):
+                net.initialise(generators)
+                continue
             for layer in net.modules():
                 if isinstance(layer, Linear):
                     for part, generator in zip(layer.weight.chunk(self.runs), generators, strict=True):
@@ -94,8 +106,11 @@ class WorldModel(nn.Module):
         context: TaskContext = self.tasks(task)
         return context
 
-    def encode(self, obs: Tensor, tasks: TaskContext | None = None) -> Tensor:
-        """z (R, ..., L) of observations (R, ..., O)."""
+    def encode(self, obs: Tensor, noise: Noise, tasks: TaskContext | None = None) -> Tensor:
+        """z (R, ..., L) of observations (R, ..., *obs_shape); images are shifted by draws of `noise`."""
+        if isinstance(self.encoder, PixelEncoder):
+            z: Tensor = self.encoder(obs, noise)
+            return z
         return _apply(self.encoder, _join(obs, tasks))
 
     def next(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None) -> Tensor:
@@ -105,6 +120,11 @@ class WorldModel(nn.Module):
     def reward(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None) -> Tensor:
         """Logits (R, ..., V) of the reward for `action` in `z`."""
         return _apply(self.reward_head, _join(z, tasks, action))
+
+    def termination(self, z: Tensor, tasks: TaskContext | None = None) -> Tensor:
+        """Logits (R, ...) that the episode has ended in `z` (R, ..., L); only of an episodic model."""
+        assert self.termination_head is not None
+        return _apply(self.termination_head, _join(z, tasks)).squeeze(-1)
 
     def policy(self, z: Tensor, tasks: TaskContext | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, each (R, ..., A), of the action before tanh; 0 beyond a task's own."""

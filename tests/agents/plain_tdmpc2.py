@@ -165,10 +165,14 @@ class PlainRun:
         )
         self.q = [PlainMLP(m.online_q, run * k + i) for i in range(k)]
         self.target_q = [PlainMLP(m.target_q, run * k + i) for i in range(k)]
+        self.termination = PlainMLP(m.termination_head, run) if self.hp.episodic else None
         self.bins = torch.linspace(self.hp.vmin, self.hp.vmax, self.hp.num_bins)
         self.scale = float(agent.scale.value[run])
         self.world = [p for net in (self.encoder, self.dynamics, self.reward, *self.q) for p in net.parameters()]
         others = [p for net in (self.dynamics, self.reward, *self.q) for p in net.parameters()]
+        if self.termination is not None:
+            self.world += self.termination.parameters()
+            others += self.termination.parameters()
         if self.tasks:
             self.embedding = nn.Embedding(len(self.tasks), self.hp.task_dim, max_norm=1)
             self.embedding.weight.data.copy_(m.tasks.embedding.data[run])
@@ -281,6 +285,10 @@ class PlainRun:
             consistency += weight * ((z - next_z[t]) ** 2).mean()
         consistency, reward, value = consistency / horizon, reward / horizon, value / horizon
         total = 20 * consistency + 0.1 * reward + 0.1 * value
+        ends = {}
+        if hp.episodic:
+            ends = self.termination_loss(zs, batch.terminated[run], e)
+            total = total + ends["termination_loss"]
         self.optimizer.zero_grad()
         total.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.world, hp.grad_clip_norm)
@@ -293,8 +301,23 @@ class PlainRun:
         losses = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value, "total_loss": total}
         return {
             name: float(torch.as_tensor(x).detach())
-            for name, x in (losses | {"grad_norm": grad_norm} | metrics).items()
+            for name, x in (losses | ends | {"grad_norm": grad_norm} | metrics).items()
         }
+
+    def termination_loss(self, zs, terminated, e):
+        """Sample by sample, with the metrics of the last time step."""
+        loss, right, said, true = 0.0, 0, 0, 0
+        horizon, size = terminated.shape
+        for t in range(horizon):
+            for b in range(size):
+                p = torch.sigmoid(self.termination(join(zs[t + 1], e)))[b, 0]
+                ended = float(terminated[t, b])
+                loss += -(ended * torch.log(p) + (1 - ended) * torch.log(1 - p)) / (horizon * size)
+                if t == horizon - 1:
+                    right, said, true = right + (p > 0.5) * ended, said + (p > 0.5), true + ended
+        precision, recall = right / max(said, 1), right / max(true, 1)
+        f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+        return {"termination_loss": loss, "termination_rate": true / size, "termination_f1": f1}
 
     def update_policy(self, zs, draws, task):
         hp = self.hp
@@ -335,15 +358,17 @@ class PlainRun:
     @torch.no_grad()
     def value_of(self, z, sequence, eps, pair, task, e):
         """Predicted return of one action sequence (H, A)."""
-        total, gamma = 0.0, self.discount(task)
+        total, gamma, alive = 0.0, self.discount(task), 1.0
         for t, action in enumerate(sequence):
             za = join(z, e, action)
-            total += gamma**t * float(self.decode(self.reward(za)))
+            total += alive * gamma**t * float(self.decode(self.reward(za)))
             z = self.dynamics(za)
+            if self.hp.episodic and torch.sigmoid(self.termination(join(z, e))) > 0.5:
+                alive = 0.0
         action = self.sample(z, eps, task, e)[0]
         za = join(z, e, action)
         q = sum(float(self.decode(self.q[int(head)](za))) for head in pair) / 2
-        return total + gamma ** len(sequence) * q
+        return total + alive * gamma ** len(sequence) * q
 
     @torch.no_grad()
     def plan(self, obs, start_mean, env, draws, iterations, explore, task=0):

@@ -8,7 +8,8 @@ NETS = {"encoder": "encoder", "dynamics": "dynamics", "reward_head": "reward", "
 def batched(agent, run, attribute=lambda p: p.data):
     """{network: tensors of one run}, heads of the ensembles one by one."""
     model, k = agent.model, agent.hp.num_q
-    out = {name: [attribute(p)[run] for p in getattr(model, name).parameters()] for name in NETS}
+    nets = [*NETS, "termination_head"] if agent.hp.episodic else NETS
+    out = {name: [attribute(p)[run] for p in getattr(model, name).parameters()] for name in nets}
     for ensemble in ("online_q", "target_q"):
         parameters = list(getattr(model, ensemble).parameters())
         for head in range(k):
@@ -18,6 +19,8 @@ def batched(agent, run, attribute=lambda p: p.data):
 
 def plain(reference, attribute=None):
     out = {name: getattr(reference, attr).flat(attribute) for name, attr in NETS.items()}
+    if reference.hp.episodic:
+        out["termination_head"] = reference.termination.flat(attribute)
     for ensemble, nets in (("online_q", reference.q), ("target_q", reference.target_q)):
         for head, net in enumerate(nets):
             out[f"{ensemble}.{head}"] = net.flat(attribute)

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain_tdmpc2 import CPU, SMALL, SPEC, make_agent, make_batch
+from plain_tdmpc2 import CPU, MULTITASK_SPEC, SMALL, SPEC, make_agent, make_batch
 from pydantic import ValidationError
 
 from agents.registry import resolve_hyperparameters
@@ -145,7 +145,7 @@ def test_defaults_are_size_five_and_every_field_is_explained():
         {"discount_min": 0.999},
         {"rho": 1.5},
         {"num_q": 1},
-        {"episodic": True},
+        {"episodic": "perhaps"},
     ],
 )
 def test_wrong_hyperparameters_are_refused(wrong):
@@ -158,7 +158,8 @@ def test_wrong_hyperparameters_are_refused(wrong):
 @pytest.mark.parametrize(
     ("spec", "overrides", "message"),
     [
-        (replace(SPEC, obs_kind="rgb", obs_shape=(9, 64, 64)), {}, "state observations, not from rgb"),
+        (replace(SPEC, obs_kind="rgb", obs_shape=(9, 64, 64)), {}, "give 512 features .* latent_dim is 8: set latent"),
+        (replace(MULTITASK_SPEC, obs_kind="rgb"), {}, "several tasks from state observations only"),
         (replace(SPEC, episode_agent_steps=2), {}, "horizon 3 is longer than an episode"),
         (SPEC, {"seed_agent_steps": 99}, "give at least 100"),
         (replace(SPEC, num_envs=3), {"seed_agent_steps": 299}, "give at least 300"),

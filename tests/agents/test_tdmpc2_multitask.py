@@ -30,7 +30,7 @@ def batch_of(seeds, **changes):
 
 @pytest.mark.usefixtures("double")
 class TestAgainstThePlainVersion:
-    @pytest.mark.parametrize("overrides", [{}, {"dropout": 0.0, "horizon": 2, "lr": 0.05}])
+    @pytest.mark.parametrize("overrides", [{}, {"dropout": 0.0, "horizon": 2, "lr": 0.05, "episodic": True}])
     def test_losses_gradients_and_parameters(self, overrides):
         agent = make(**overrides)
         assert (agent.model.tasks.embedding.norm(dim=2) > 1).any()
@@ -121,7 +121,9 @@ def test_dimensions_that_a_task_has_not_are_zero(mpc, explore):
 
 def test_the_policy_step_leaves_the_embeddings_alone():
     agent = make()
-    zs = agent.model.encode(batch_of((1, 2)).obs, agent.model.context(batch_of((1, 2)).task).unsqueeze(1)).detach()
+    zs = agent.model.encode(
+        batch_of((1, 2)).obs, agent.noise["learn"], agent.model.context(batch_of((1, 2)).task).unsqueeze(1)
+    ).detach()
     before = agent.model.tasks.embedding.detach().clone()
     agent.update_policy(zs, batch_of((1, 2)).task)
     assert torch.equal(before, agent.model.tasks.embedding)
@@ -137,7 +139,7 @@ def test_every_network_is_conditioned_on_the_task():
     obs, z, action = torch.randn(2, 4, 5), torch.randn(2, 4, 8), torch.rand(2, 4, 3)
     heads = torch.tensor([[0, 1], [2, 3]])
     for network in (
-        lambda tasks: model.encode(obs, tasks),
+        lambda tasks: model.encode(obs, agent.noise["learn"], tasks),
         lambda tasks: model.next(z, action, tasks),
         lambda tasks: model.reward(z, action, tasks),
         lambda tasks: model.policy(z, tasks)[0],

@@ -47,7 +47,7 @@ def test_every_network_equals_ordinary_layers(run):
     za = torch.cat([z, action], -1)[run]
     raw = PlainMLP(model.policy_head, run)(z[run])
     cases = [
-        (model.encode(obs)[run], PlainMLP(model.encoder, run)(obs[run])),
+        (model.encode(obs, agent.noise["learn"])[run], PlainMLP(model.encoder, run)(obs[run])),
         (model.next(z, action)[run], PlainMLP(model.dynamics, run)(za)),
         (model.reward(z, action)[run], PlainMLP(model.reward_head, run)(za)),
         (model.policy(z)[0][run], raw[..., :2]),
@@ -115,7 +115,7 @@ def test_initialisation():
 
 def test_reward_and_value_start_at_zero():
     agent = TDMPC2(SPEC, Hyperparameters(model_size=1), [1, 2], CPU)
-    z, action = agent.model.encode(torch.randn(2, 7, 5)), torch.rand(2, 7, 2)
+    z, action = agent.model.encode(torch.randn(2, 7, 5), agent.noise["learn"]), torch.rand(2, 7, 2)
     for logits in (agent.model.reward(z, action), agent.model.q(z, action)):
         assert (logits == 0).all()
         torch.testing.assert_close(agent.two_hot.decode(logits), torch.zeros(logits.shape[:-1]), atol=1e-6, rtol=0)

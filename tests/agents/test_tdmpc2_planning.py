@@ -17,7 +17,13 @@ def firsts(value, runs=3, envs=1):
 @pytest.mark.usefixtures("double")
 class TestAgainstThePlainVersion:
     @pytest.mark.parametrize(
-        ("explore", "overrides"), [(True, {}), (False, {"horizon": 2}), (True, {"num_pi_trajs": 0, "temperature": 2.0})]
+        ("explore", "overrides"),
+        [
+            (True, {}),
+            (False, {"horizon": 2}),
+            (True, {"num_pi_trajs": 0, "temperature": 2.0}),
+            (False, {"episodic": True}),
+        ],
     )
     def test_plan_candidate_by_candidate(self, explore, overrides):
         agent = make_agent(seeds=(1, 2), num_envs=2, **overrides)
@@ -50,11 +56,29 @@ class TestAgainstThePlainVersion:
     def test_policy_acts_without_planning(self):
         agent = make_agent(mpc=False)
         obs = torch.randn(3, 1, 5)
-        mean, log_std = agent.model.policy(agent.model.encode(obs))
+        mean, log_std = agent.model.policy(agent.model.encode(obs, agent.noise["evaluate"]))
         torch.testing.assert_close(agent.act(obs, firsts(True), False), mean.tanh())
         draws = record(agent, "explore")
         action = agent.act(obs, firsts(True), True)
         torch.testing.assert_close(action, (mean + draws.drawn[0] * log_std.exp()).tanh())
+
+
+def test_nothing_counts_after_a_predicted_termination():
+    """The reward of the step that ends the episode does; with no end in sight all is as without the head."""
+    agent, endless, plain = (make_agent(seeds=(1,), episodic=episodic) for episodic in (True, True, False))
+    for number in (agent, endless):
+        for name, parameter in plain.model.named_parameters():
+            number.model.get_parameter(name).data.copy_(parameter.data)
+        for parameter in number.model.termination_head.parameters():
+            parameter.data.zero_()
+    agent.model.termination_head.last.bias.data.fill_(9.0)
+    endless.model.termination_head.last.bias.data.fill_(-9.0)
+    z, actions = torch.randn(1, 1, 20, 8), torch.rand(1, 3, 1, 20, 2)
+    values = [one.planner.estimate_value(z, actions, one.noise["evaluate"]) for one in (agent, endless, plain)]
+    reward = plain.two_hot.decode(plain.model.reward(z, actions[:, 0]))
+    torch.testing.assert_close(values[0], reward)
+    torch.testing.assert_close(values[1], values[2])
+    assert not torch.allclose(values[0], values[1])
 
 
 def test_warm_start_shifts_the_last_plan_and_first_resets_it():

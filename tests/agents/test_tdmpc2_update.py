@@ -14,11 +14,16 @@ class TestAgainstThePlainVersion:
         agent, batch = make_agent(), make_batch()
         references = [PlainRun(agent, run) for run in range(3)]
         draws = record(agent, "learn")
-        target = agent.td_target(agent.model.encode(batch.obs[:, 1:]), batch.reward, batch.terminated)
+        target = agent.td_target(
+            agent.model.encode(batch.obs[:, 1:], agent.noise["learn"]), batch.reward, batch.terminated
+        )
         for run, reference in enumerate(references):
             torch.testing.assert_close(target[run], reference.td_target(batch, run, draws.of_run(run)), **CLOSE)
 
-    @pytest.mark.parametrize("overrides", [{}, {"grad_clip_norm": 0.05}, {"dropout": 0.0, "horizon": 2, "rho": 0.7}])
+    @pytest.mark.parametrize(
+        "overrides",
+        [{}, {"grad_clip_norm": 0.05}, {"dropout": 0.0, "horizon": 2, "rho": 0.7}, {"episodic": True}],
+    )
     def test_losses_gradients_and_parameters(self, overrides):
         agent = make_agent(**overrides)
         references = [PlainRun(agent, run) for run in range(3)]
@@ -96,7 +101,7 @@ def test_a_run_that_turns_nan_leaves_the_others_untouched():
 
 def test_gradients_reach_only_what_they_should():
     agent, batch = make_agent(), make_batch()
-    zs = agent.model.encode(batch.obs)
+    zs = agent.model.encode(batch.obs, agent.noise["learn"])
     policy = [p.clone() for p in agent.policy_parameters]
     world = [p.clone() for p in agent.model_parameters]
     agent.update_policy(zs.detach())
@@ -136,7 +141,7 @@ def test_the_entropy_in_the_loss_ignores_tanh():
     """-A l: the same as -l' (A l / l'), whose l' cancels."""
     agent = make_agent(entropy_coef=1.0)
     draws = record(agent, "learn")
-    zs = agent.model.encode(make_batch().obs)
+    zs = agent.model.encode(make_batch().obs, agent.noise["learn"])
     mean, log_std = agent.model.policy(zs)
     metrics = agent.update_policy(zs.detach())
     eps = draws.drawn[0]
