@@ -217,7 +217,8 @@ def _gpu_h(attempt: dict[str, Any], wall_s: float | None) -> float | None:
         return None
     if not str(attempt.get("device", "cpu")).startswith("cuda"):
         return 0.0
-    return wall_s / 3600 / max(1, int(attempt.get("fleet") or 1))
+    sharers = max(1, int(attempt.get("fleet") or 1)) * max(1, int(attempt.get("pack") or 1))
+    return wall_s / 3600 / sharers
 
 
 def _number(value: Any) -> float | None:

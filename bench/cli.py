@@ -195,10 +195,11 @@ def _options(
     video: bool,
     keep_replay: bool,
     sink: list[str] | None,
+    pack: int = 1,
 ) -> Any:
     from bench.training import TrainOptions
 
-    return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()))
+    return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()), pack)
 
 
 @app.command("speed")
@@ -248,6 +249,7 @@ def worker_command(
     keep_replay: bool = False,
     sink: list[str] | None = None,
     quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
+    pack: Annotated[int, typer.Option(min=1, help="Workers on this device, this one included: noted.")] = 1,
 ) -> None:
     """Train run directories as one fleet: what a sweep's jobs execute.
 
@@ -255,5 +257,5 @@ def worker_command(
     """
     from bench.worker import main
 
-    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink)
+    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, pack)
     raise typer.Exit(main(runs, options, quiet))

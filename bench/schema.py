@@ -66,7 +66,7 @@ RUNS: dict[str, str] = {
     "versions": "string",  # JSON: package -> version
     "job_id": "string",
     "wall_s": "Float64",
-    "gpu_h": "Float64",  # wall hours x share of the GPU (1 / runs in the fleet); 0 on a CPU
+    "gpu_h": "Float64",  # wall hours x share of the GPU (1 / runs that train on it together); 0 on a CPU
     "peak_gpu_gb": "Float64",
     "started": "string",  # ISO 8601, UTC
     "ended": "string",

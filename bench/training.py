@@ -50,6 +50,8 @@ class TrainOptions:
     keep_replay: bool = False
     """Keep the replay log of a finished run, so that it can be extended to a larger budget."""
     sinks: tuple[str, ...] = ()
+    pack: int = 1
+    """Workers that share this one's device, itself included: noted with the speed that it had."""
 
 
 def agent_spec(run: RunDir) -> AgentSpec:

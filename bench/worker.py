@@ -59,7 +59,7 @@ def train_runs(
             check_extendable(run)
         facts = provenance.collect(options.device)
         for run in unfinished:
-            run.begin_attempt({**facts, "fleet": len(unfinished)})
+            run.begin_attempt({**facts, "fleet": len(unfinished), "pack": options.pack})
         pending = lockstep_groups(unfinished)
         failed = False
         while pending:

@@ -45,11 +45,12 @@ def plan_command(
 
 
 def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
-    from sweeps import cost, devices, plan, text
+    from sweeps import cost, devices, measured, plan, text
 
-    made = plan.make(sweep, results)
+    known = measured.read(results)
+    made = plan.make(sweep, results, known)
     device = devices.resolve(sweep.resources.device)
-    costs = cost.cost(made.fleets, device, cost.measurements(results))
+    costs = cost.cost(made.fleets, device, known)
     if as_json:
         typer.echo(json.dumps(cost.plan_json(made, costs, device), indent=2))
     else:

@@ -85,8 +85,18 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
     if not runs:
         raise doc.error(("exclude",), "the matrix is empty: every run is excluded")
     _check_runs_distinct(doc, runs)
+    _check_resources(doc, sweep)
     by_name = {task.name: task for task in tasks}
     return Sweep(path, sweep.name, tuple(runs), by_name, sweep.resources, tuple(assignments))
+
+
+def _check_resources(doc: Document, sweep: SweepFile) -> None:
+    """The agents that `resources` names are agents of the sweep."""
+    known = {choice.agent for choice in sweep.agents}
+    for key in ("fleet", "pack", "run_gpu_gb"):
+        for name in getattr(sweep.resources, key):
+            if name != spec.EVERY and name not in known:
+                raise doc.error(("resources", key, name), unknown("agent of this sweep", name, known))
 
 
 def _tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> list[Task]:
@@ -112,7 +122,7 @@ def _budgets(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> dict[str
     by_set: dict[str, int] = {}
     given = sweep.env_steps or {}
     for key, budget in given.items():
-        if key == spec.EVERY_TASK:
+        if key == spec.EVERY:
             continue
         members = _tasks(doc, ("env_steps", key), [key])
         target = by_name if [task.name for task in members] == [key] else by_set
@@ -121,7 +131,7 @@ def _budgets(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> dict[str
             raise doc.error(("env_steps", key), "names no task of this sweep")
     budgets = {}
     for task in tasks:
-        own = given.get(spec.EVERY_TASK, task.budget_env_steps)
+        own = given.get(spec.EVERY, task.budget_env_steps)
         budget = by_name.get(task.name, by_set.get(task.name, own))
         budgets[task.name] = budget - budget % task.action_repeat
         if not budgets[task.name]:

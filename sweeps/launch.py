@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from bench.errors import UserError
 from bench.processes import Process
 from bench.rundir import RunDir
-from sweeps import devices, plan, record
+from sweeps import devices, measured, plan, record
 from sweeps.expand import Sweep
 from sweeps.plan import Fleet
 from sweeps.record import LaunchRecord
@@ -80,8 +80,9 @@ def worker_options(resources: Resources) -> list[str]:
 
 
 def threads(resources: Resources) -> int:
-    """Threads of one learner: as asked, else this machine's cores shared by the slots."""
-    return resources.threads or max(1, len(os.sched_getaffinity(0)) // resources.slots)
+    """Threads of one learner: as asked, else this machine's cores shared by the workers of all slots."""
+    workers = resources.slots * max(resources.pack.values())
+    return resources.threads or max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def visible_gpus(resources: Resources, slots: int) -> list[str | None]:
@@ -125,12 +126,13 @@ def launch(
         (folder / ".launch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --results") from error
+    known = measured.read(results)
     with record.locked(folder / ".launch" / "lock"):
         runs = plan.make(sweep, results).runs
         busy = _busy(folder, runs)
         taken = {run.spec.run_id for group in busy.values() for run in group}
         start = [run for run in runs if run.spec.run_id not in taken and wanted(run)]
-        fleets = plan.group(sweep, start)
+        fleets = plan.group(sweep, start, known)
         launched = _start(sweep, folder, fleets, executor, worker or WORKER) if fleets else None
     chosen = {run.spec.run_id for run in start}
     return Launched(
@@ -164,7 +166,7 @@ def _owner(run: RunState) -> str:
 def _start(
     sweep: Sweep, folder: Path, fleets: Sequence[Fleet], executor: Executor, worker: Sequence[str]
 ) -> LaunchRecord:
-    slots = min(sweep.resources.slots, len(fleets))
+    slots = plan.slots(sweep.resources.slots, fleets)
     info: dict[str, Any] = {
         "sweep": str(sweep.path.resolve()),
         "set": list(sweep.assignments),
@@ -176,7 +178,7 @@ def _start(
         "threads": threads(sweep.resources),
         "visible_gpus": visible_gpus(sweep.resources, slots),
         "grace_s": GRACE_S,
-        "fleets": [{"title": fleet.title(), "runs": fleet.run_ids} for fleet in fleets],
+        "fleets": [{"title": fleet.title(), "runs": fleet.run_ids, "pack": fleet.pack} for fleet in fleets],
         "retried": [
             {"run": run.spec.run_id, "error": run.error} for fleet in fleets for run in fleet.runs if run.error
         ],

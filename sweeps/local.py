@@ -56,11 +56,12 @@ class LocalExecutor:
         Returns the processes that had to be killed. A process that has taken over a pid is never touched.
         """
         if run_ids is not None:
-            concerned = {slot for slot, fleet in record.working().items() if not set(run_ids).isdisjoint(fleet)}
+            concerned = {worker for worker, fleet in record.working().items() if not set(run_ids).isdisjoint(fleet)}
             workers = [
-                slot.processes["worker"]
+                process
                 for slot in record.slots()
-                if slot.index in concerned and "worker" in slot.processes
+                for role, process in slot.processes.items()
+                if (slot.index, role) in concerned
             ]
             for worker in workers:
                 worker.signal(signal.SIGTERM)
@@ -86,8 +87,10 @@ class LocalExecutor:
 
 
 def _processes(record: LaunchRecord, *roles: str) -> list[Process]:
-    """The live processes of a launch on this machine that have one of these roles."""
-    found = [slot.processes[role] for slot in record.slots() for role in roles if role in slot.processes]
+    """The live processes of a launch on this machine that have one of these roles; `worker-1` counts as a worker."""
+    found = [
+        process for slot in record.slots() for role, process in slot.processes.items() if role.split("-")[0] in roles
+    ]
     return [process for process in found if process.alive]
 
 

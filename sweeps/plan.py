@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 from agents import registry
 from bench.runspec import RunSpec
-from sweeps import state
+from sweeps import devices, sizing, state
 from sweeps.expand import Sweep
+from sweeps.measured import Measurement
 from sweeps.state import RunState
 
 STARTABLE = ("pending", "stale")
@@ -24,6 +26,10 @@ class Fleet:
     """Runs that train in lockstep in one process: equal but for seed and task, tasks of one domain and shape."""
 
     runs: tuple[RunState, ...]
+    pack: int = 1
+    """Fleets that a slot trains side by side with this one, itself included."""
+    why: str = ""
+    """What decided the size of the fleet and of the pack."""
 
     @property
     def spec(self) -> RunSpec:
@@ -81,31 +87,45 @@ def is_startable(run: RunState) -> bool:
     return run.state in STARTABLE and run.extendable
 
 
-def make(sweep: Sweep, results: Path) -> Plan:
+def make(sweep: Sweep, results: Path, measured: Sequence[Measurement] = ()) -> Plan:
     """Read what is already there and group what is to do. Writes nothing.
 
     Args:
         sweep: the checked sweep.
         results: the results folder; runs lie in `results/<sweep name>/`.
+        measured: what is known of the agents' GPU memory.
     """
     folder = sweep_folder(sweep.name, results)
     runs = state.read_all(folder, sweep.runs)
-    return Plan(sweep, folder, tuple(runs), tuple(group(sweep, filter(is_startable, runs))))
+    return Plan(sweep, folder, tuple(runs), tuple(group(sweep, filter(is_startable, runs), measured)))
 
 
-def group(sweep: Sweep, runs: Iterable[RunState]) -> list[Fleet]:
-    """Put runs together that may train as one fleet, in equal shares of at most `resources.fleet` runs."""
+def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement] = ()) -> list[Fleet]:
+    """Put runs together that may train as one fleet, in equal shares of the size that `sizing` gives.
+
+    Fleets that train alone come first, then those that are packed: the order in which a slot takes them.
+    """
+    device, max_fleets = devices.resolve(sweep.resources.device), registry.agents()
+    card = sizing.gpu(sweep.resources) if device == "cuda" else None
     groups: dict[str, list[RunState]] = {}
     for run in runs:
         groups.setdefault(_lockstep_key(sweep, run.spec), []).append(run)
     fleets = []
     for members in groups.values():
-        allowed = registry.get(members[0].spec.agent).max_fleet
-        most = min(sweep.resources.fleet, allowed or sweep.resources.fleet)
-        count = -(-len(members) // most)
+        spec = members[0].spec
+        size = sizing.size(
+            spec, len(members), max_fleets[spec.agent].max_fleet, sweep.resources, device, card, measured
+        )
+        count = -(-len(members) // size.fleet)
         ends = [len(members) * part // count for part in range(count + 1)]
-        fleets += [Fleet(tuple(members[a:b])) for a, b in itertools.pairwise(ends)]
-    return fleets
+        fleets += [Fleet(tuple(members[a:b]), size.pack, size.why) for a, b in itertools.pairwise(ends)]
+    return sorted(fleets, key=lambda fleet: fleet.pack)
+
+
+def slots(most: int, fleets: Iterable[Fleet]) -> int:
+    """How many slots have something to do: `most` of them, or one for each fleet or pack of fleets."""
+    packs = Counter(fleet.pack for fleet in fleets)
+    return min(most, sum(-(-count // pack) for pack, count in packs.items()))
 
 
 def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:

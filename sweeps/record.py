@@ -47,7 +47,7 @@ class Slot:
     age_s: float
     """Since the slot last said that it lives."""
     processes: Mapping[str, Process]
-    """`controller` (the executor's), `slot`, `worker`: those that have been started."""
+    """`controller` (the executor's), `slot`, `worker` (`worker-1`, … beside it): those that have been started."""
 
     @property
     def alive(self) -> bool:
@@ -96,6 +96,11 @@ class LaunchRecord:
         """Run ids of each fleet, in the order in which slots take them."""
         return [fleet["runs"] for fleet in self.info["fleets"]]
 
+    @property
+    def packs(self) -> list[int]:
+        """How many workers of one slot train side by side, for each fleet."""
+        return [fleet.get("pack", 1) for fleet in self.info["fleets"]]
+
     # Slots
 
     def slots(self) -> list[Slot]:
@@ -132,14 +137,22 @@ class LaunchRecord:
 
     # Claims
 
-    def claim_next(self, slot: int, owner: Process) -> int | None:
-        """Take the first fleet that nobody has, or whose owner died; None where there is none left."""
+    def claim_next(self, slot: int, owner: Process, pack: int = 1, role: str = "worker") -> int | None:
+        """Take the first fleet that nobody has, or whose owner died; None where there is none left.
+
+        Args:
+            slot: who takes it.
+            owner: the slot's process.
+            pack: only fleets of which so many train side by side in a slot.
+            role: which of the slot's workers will train it.
+        """
         with locked(self.path / "lock"):
-            released = self.released()
+            released, packs = self.released(), self.packs
             for index, run_ids in enumerate(self.fleets):
-                if released.issuperset(run_ids) or not self._free(index):
+                if packs[index] != pack or released.issuperset(run_ids) or not self._free(index):
                     continue
-                claim = {"slot": slot, "owner": owner.to_json(), "claimed": now(), "ended": None, "exit_code": None}
+                who = {"slot": slot, "role": role, "owner": owner.to_json()}
+                claim = {**who, "claimed": now(), "ended": None, "exit_code": None}
                 atomic.write_json(self._claim_file(index), claim)
                 return index
         return None
@@ -170,10 +183,14 @@ class LaunchRecord:
     def _claim_file(self, index: int) -> Path:
         return self.path / "claims" / f"fleet-{index:04d}.json"
 
-    def working(self) -> dict[int, list[str]]:
-        """Runs of the fleet that each slot has now, by slot."""
+    def working(self) -> dict[tuple[int, str], list[str]]:
+        """Runs of the fleet that each worker has now, by slot and role (see `Slot.processes`)."""
         claims = {index: self._claim(index) for index in range(len(self.fleets))}
-        return {claim["slot"]: self.fleets[index] for index, claim in claims.items() if claim and not claim["ended"]}
+        return {
+            (claim["slot"], claim["role"]): self.fleets[index]
+            for index, claim in claims.items()
+            if claim and not claim["ended"]
+        }
 
     def log(self, index: int, stream: str) -> Path:
         """Where the worker of a fleet writes its output; `stream` is out or err."""

@@ -1,7 +1,7 @@
 """One slot: takes the next fleet that nobody has, runs the worker for it, says how it ended, and takes the next.
 
 The worker is a process of its own, so that a segmentation fault or the kernel's out-of-memory killer ends one fleet
-and not the slot.
+and not the slot. Where fleets are packed, a slot has several such workers side by side, each with a fleet of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,21 +58,39 @@ class Slot:
         self.stopping = False
 
     def work(self) -> None:
-        """Take fleets until none is left."""
+        """Take fleets until none is left: first those that train alone, then those that are packed."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._stop)
         me = Process.current()
         self.record.write_slot(self.index, {"slot": me})
+        taken = 1
+        while taken and not self.stopping:  # again after the last one: the slot that had it may have died meanwhile
+            taken = sum(self._side_by_side(me, pack) for pack in sorted(set(self.record.packs)))
+
+    def _side_by_side(self, me: Process, pack: int) -> int:
+        """Train fleets, `pack` of them at a time, until none is left that is packed so. Returns how many there were.
+
+        Signals come to the main thread, which waits here; the threads look at what it notes.
+        """
+        roles = ["worker", *(f"worker-{number}" for number in range(1, pack))]
+        with ThreadPoolExecutor(pack) as pool:
+            lanes = [pool.submit(self._one_by_one, me, pack, role) for role in roles]
+            return sum(lane.result() for lane in lanes)
+
+    def _one_by_one(self, me: Process, pack: int, role: str) -> int:
+        taken = 0
         while not self.stopping:
-            fleet = self.record.claim_next(self.index, me)
+            fleet = self.record.claim_next(self.index, me, pack, role)
             if fleet is None:
                 break
-            self.record.end_claim(fleet, self._train(fleet))
+            taken += 1
+            self.record.end_claim(fleet, self._train(fleet, role))
+        return taken
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
 
-    def _train(self, fleet: int) -> int | None:
+    def _train(self, fleet: int, role: str) -> int | None:
         """Run the worker for a fleet. Returns its last exit code; None where no run was left to train.
 
         A worker that was stopped because some of its runs were cancelled is started again for the others.
@@ -87,7 +106,7 @@ class Slot:
             runs = [run for run in runs if _is_open(run)]
             if not runs:
                 break
-            ended = self._run_worker(fleet, runs)
+            ended = self._run_worker(fleet, runs, role)
             exit_code = ended.exit_code
             asked = self.stopping or exit_code == EXIT_INTERRUPTED or self.record.released() != released
             self._settle(fleet, runs, ended, asked)
@@ -95,9 +114,11 @@ class Slot:
                 break
         return exit_code
 
-    def _run_worker(self, fleet: int, runs: Sequence[RunDir]) -> _Ended:
+    def _run_worker(self, fleet: int, runs: Sequence[RunDir], role: str) -> _Ended:
         """Run the worker to its end; pass a request to stop on, and insist after the grace period."""
         command = [*self.record.info["worker"], *(str(run.path) for run in runs), *self.record.info["worker_options"]]
+        if self.record.packs[fleet] > 1:
+            command += ["--pack", str(self.record.packs[fleet])]
         errors = self.record.log(fleet, "err")
         with self.record.log(fleet, "out").open("ab") as out, errors.open("ab") as err:
             begin = err.tell()
@@ -106,7 +127,7 @@ class Slot:
             )
         process = Process.of(worker.pid)
         if process is not None:
-            self.record.write_slot(self.index, {"worker": process})
+            self.record.write_slot(self.index, {role: process})
         self._wait(worker)
         _kill_group(worker.pid)  # environment processes that a crashed worker left behind
         text = errors.read_bytes()[begin:].decode(errors="replace")

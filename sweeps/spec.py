@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 
 from bench.errors import UserError, unknown
 from sweeps import document
 from sweeps.document import Document, KeyPath
 
-EVERY_TASK = "*"
-"""Key of `env_steps` that holds for tasks that are not named."""
+EVERY = "*"
+"""Key that holds for the tasks (of `env_steps`) or agents (of `resources`) that are not named."""
 
 
 def _number(value: Any) -> Any:
@@ -38,14 +38,24 @@ def _seeds(value: Any) -> Any:
     return value
 
 
-def _per_task(value: Any) -> Any:
-    return value if isinstance(value, dict) or value is None else {EVERY_TASK: value}
+def _by_name(value: Any) -> Any:
+    return value if isinstance(value, dict) or value is None else {EVERY: value}
+
+
+def _fleet_size(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("must be a whole number of at least 1, or auto")
+    return value
 
 
 M = TypeVar("M", bound=BaseModel)
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+FleetSize = Annotated[int | Literal["auto"], PlainValidator(_fleet_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
@@ -79,8 +89,16 @@ class Resources(_Part):
 
     slots: Count = 1
     """Fleets trained at a time on this machine, each in a process of its own."""
-    fleet: Count = 1
-    """Most runs of one fleet (and never more than the agent's max_fleet)."""
+    fleet: Annotated[dict[str, FleetSize], BeforeValidator(_by_name)] = Field(default={EVERY: 1})
+    """Most runs of one fleet, and never more than the agent's max_fleet: one number, or numbers by agent. auto: as many
+    as the GPU's memory holds."""
+    pack: Annotated[dict[str, Count], BeforeValidator(_by_name)] = Field(default={EVERY: 1})
+    """Fleets that one slot trains side by side, each in a process of its own: one number, for the agents that cannot
+    train as a fleet, or numbers by agent."""
+    gpu_memory_gb: Positive | None = None
+    """Memory of one GPU, which fleets and packs must fit in; that of this machine's where it is not given."""
+    run_gpu_gb: Annotated[dict[str, Positive], BeforeValidator(_by_name)] = Field(default_factory=dict)
+    """Peak GPU memory of one run, or by agent; measured where it is not given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the machine has a CUDA device, else cpu."""
     gpus: tuple[Annotated[int, BeforeValidator(_number), Field(ge=0)], ...] | None = None
@@ -89,7 +107,7 @@ class Resources(_Part):
     """Processes that step the environments of one fleet."""
     threads: Count | None = None
     """CPU threads of the learner of one fleet; the machine's cores divided by the slots where it is not given."""
-    checkpoint_every_s: Annotated[float, BeforeValidator(_number), Field(gt=0)] = 300.0
+    checkpoint_every_s: Positive = 300.0
     video: bool = False
     """An mp4 of one episode of each evaluation."""
     keep_replay: bool = False
@@ -108,7 +126,7 @@ class SweepFile(_Part):
     """Names of tasks or sets."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(_seeds), Field(min_length=1)]
     """A list, or a count n for the seeds 1 to n."""
-    env_steps: Annotated[dict[str, Count] | None, BeforeValidator(_per_task)] = None
+    env_steps: Annotated[dict[str, Count] | None, BeforeValidator(_by_name)] = None
     """Budget: one number, or numbers for tasks and sets; the task's own where it is not given."""
     eval_every_env_steps: Count | None = None
     eval_episodes: Count = 10

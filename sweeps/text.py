@@ -12,7 +12,7 @@ from rich.table import Table
 from sweeps import plan
 from sweeps.cost import FleetCost, makespan_s
 from sweeps.launch import Launched, worker_options
-from sweeps.plan import Plan
+from sweeps.plan import Fleet, Plan
 from sweeps.state import STATES, RunState
 
 MOST_FLEETS_SHOWN = 24
@@ -68,13 +68,14 @@ def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str)
         out.print("Nothing to start.", soft_wrap=True)
         return
     resources = made.sweep.resources
-    slots = min(resources.slots, len(costs))
+    slots = plan.slots(resources.slots, made.fleets)
     runs = sum(len(item.fleet.runs) for item in costs)
     out.print(
         f"To start: {plural(runs, 'run')} in {plural(len(costs), 'fleet')}, {plural(slots, 'slot')} on {device}; "
         f"worker {' '.join(worker_options(resources))}",
         soft_wrap=True,
     )
+    show_grouping(out, made.fleets)
     table = Table(
         "fleet", "runs", "env steps", "agent steps", "time", "measured speed", header_style="bold", box=box.SIMPLE
     )
@@ -95,6 +96,17 @@ def show_plan(out: Console, made: Plan, costs: Sequence[FleetCost], device: str)
     if len(costs) > MOST_FLEETS_SHOWN:
         out.print(f"… and {plural(len(costs) - MOST_FLEETS_SHOWN, 'more fleet')} (--json lists all)", soft_wrap=True)
     _show_totals(out, made, costs, slots)
+
+
+def show_grouping(out: Console, fleets: Sequence[Fleet]) -> None:
+    """How the runs of each agent are grouped, and what decided it."""
+    groups: dict[tuple[str, int, str], list[int]] = {}
+    for fleet in fleets:
+        groups.setdefault((plan.agent_title(fleet.spec), fleet.pack, fleet.why), []).append(len(fleet.runs))
+    for (agent, pack, why), sizes in groups.items():
+        runs = plural(max(sizes), "run") if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)} runs"
+        beside = f", {pack} side by side in a slot" if pack > 1 else ""
+        out.print(f"Grouping: {agent}: {plural(len(sizes), 'fleet')} of {runs}{beside}; {why}", soft_wrap=True)
 
 
 def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], slots: int) -> None:

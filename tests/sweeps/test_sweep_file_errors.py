@@ -21,7 +21,7 @@ CASES = {
     "unknown key without a near one": (
         HEAD + "resources:\n  slots: 1\n  qqq: 2\n",
         "s.yaml:7: resources.qqq: unknown key of resources 'qqq': valid are checkpoint_every_s, device, env_workers, "
-        "fleet, gpus, keep_replay, sinks, slots, threads, video",
+        "fleet, gpu_memory_gb, gpus, keep_replay, pack, run_gpu_gb, sinks, slots, threads, video",
     ),
     "key given twice": (
         HEAD + "seeds: 3\n",
@@ -73,6 +73,14 @@ CASES = {
     "out of range": (
         HEAD + "resources: {slots: 0}\n",
         "s.yaml:5: resources.slots: 0: must be greater than or equal to 1",
+    ),
+    "fleet of no number": (
+        HEAD + "resources: {fleet: many}\n",
+        "s.yaml:5: resources.fleet.*: 'many': must be a whole number of at least 1, or auto",
+    ),
+    "pack of an agent that is not there": (
+        HEAD + "resources:\n  pack: {tdmpc2: 2}\n",
+        "s.yaml:6: resources.pack.tdmpc2: unknown agent of this sweep 'tdmpc2': valid are sac",
     ),
     "unknown device": (
         HEAD + "resources: {device: gpu}\n",

@@ -158,7 +158,7 @@ def test_a_dead_slot_leaves_its_fleet_to_another(write: Write, results: Path, be
     launch.launch(sweep, results, LocalExecutor())
     wait_until(lambda: states(sweep, results) == ["running", "running"])
     launched = live_record(sweep, results)
-    owner = {claim: slot for slot, claim in ((slot, runs[0]) for slot, runs in launched.working().items())}
+    owner = {runs[0]: slot for (slot, _), runs in launched.working().items()}
     slot = launched.slots()[owner[sweep.runs[0].run_id]]
     slot.processes["slot"].signal(signal.SIGKILL)
     slot.processes["worker"].signal(signal.SIGKILL)

@@ -15,7 +15,7 @@ from agents import registry
 from bench.errors import UserError
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
-from sweeps import cost, expand, plan, text
+from sweeps import cost, expand, measured, plan, text
 
 TEXT = """\
 name: x
@@ -96,15 +96,15 @@ def test_a_damaged_run_is_named_and_not_fatal(write: Callable[[str], Path], tmp_
 def test_cost_is_unknown_until_measured(write: Callable[[str], Path], tmp_path: Path) -> None:
     sweep = expand.load(write(TEXT), ["resources.fleet=1"])
     fleets = plan.make(sweep, tmp_path).fleets
-    assert all(item.wall_s is None for item in cost.cost(fleets, "cpu", cost.measurements(tmp_path)))
+    assert all(item.wall_s is None for item in cost.cost(fleets, "cpu", measured.read(tmp_path)))
 
 
 def test_cost_from_finished_runs(write: Callable[[str], Path], tmp_path: Path) -> None:
     sweep = expand.load(write(TEXT), ["resources.fleet=1", "tasks=[cup-catch,mw-assembly]", "seeds=2"])
     finish(tmp_path / "x", sweep.runs[0], wall_s=10.0)  # 1000 agent steps
     made = plan.make(sweep, tmp_path)
-    measured = cost.measurements(tmp_path)
-    cup, assembly, other = cost.cost(made.fleets, "cpu", measured)
+    known = measured.read(tmp_path)
+    cup, assembly, other = cost.cost(made.fleets, "cpu", known)
     assert cup.rate is not None
     assert assembly.rate is not None
     assert cup.rate.agent_steps_per_s == pytest.approx(100.0)
@@ -112,9 +112,9 @@ def test_cost_from_finished_runs(write: Callable[[str], Path], tmp_path: Path) -
     assert cup.rate.source == "1 × finished run (cup-catch; cpu, this machine)"
     assert assembly.rate.source == "1 × finished run (cup-catch, not mw-assembly; cpu, this machine)"
     assert cost.makespan_s([cup, assembly, other], slots=2) == pytest.approx(20.0)
-    assert [item.rate for item in cost.cost(made.fleets, "cuda", measured)] == [None] * 3
+    assert [item.rate for item in cost.cost(made.fleets, "cuda", known)] == [None] * 3
     other_agent = expand.load(write(TEXT), ["resources.fleet=1", "agent.batch_size=8"])
-    assert cost.cost(plan.make(other_agent, tmp_path).fleets, "cpu", measured)[0].rate is None
+    assert cost.cost(plan.make(other_agent, tmp_path).fleets, "cpu", known)[0].rate is None
 
 
 def test_cost_from_running_runs_only_once_they_learn(write: Callable[[str], Path], tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_cost_from_running_runs_only_once_they_learn(write: Callable[[str], Path
     run = RunDir.create(tmp_path / "x", sweep.runs[0])
     run.begin_attempt({"device": "cpu", "fleet": 1})
     run.beat(env_steps=100, agent_steps_per_s=40.0, wall_s=1.0)
-    assert cost.measurements(tmp_path) == []  # random actions are quick: no train.csv yet
+    assert measured.read(tmp_path) == []  # random actions are quick: no train.csv yet
     run.train_csv.write_text("env_steps\n")
-    assert [m.agent_steps_per_s for m in cost.measurements(tmp_path)] == [40.0]
+    assert [m.agent_steps_per_s for m in measured.read(tmp_path)] == [40.0]
 
 
 def test_cost_from_speed_files(write: Callable[[str], Path], tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_cost_from_speed_files(write: Callable[[str], Path], tmp_path: Path) -> 
     (tmp_path / "speed").mkdir()
     path = tmp_path / "speed" / "laptop.json"
     path.write_text(json.dumps({"device": "cpu", "host": "laptop", "measurements": [row]}))
-    item = cost.cost(plan.make(sweep, tmp_path).fleets, "cpu", cost.measurements(tmp_path))[0]
+    item = cost.cost(plan.make(sweep, tmp_path).fleets, "cpu", measured.read(tmp_path))[0]
     assert item.wall_s == pytest.approx(20.0)
     assert item.rate is not None
     assert item.rate.source == "1 × laptop.json (no single task; cpu, laptop)"
     path.write_text("{")
     with pytest.raises(UserError, match=r"laptop\.json is not JSON"):
-        cost.measurements(tmp_path)
+        measured.read(tmp_path)
 
 
 def test_replay_bytes(write: Callable[[str], Path]) -> None:

@@ -1,0 +1,124 @@
+"""What was really measured of training speed, memory and disk: what plans are made with.
+
+Two sources: the run directories below the results folder (finished runs: agent steps over wall time, evaluation
+included; running ones: the rate of their heartbeat once they learn), and the files of `bench speed`:
+
+    results/speed/*.json: {"device": "cpu", "host": "...", "measurements": [
+        {"agent": ..., "hyperparameters": {all of them}, "obs": "state", "num_envs": 1, "fleet": 4,
+         "loop_agent_steps_per_s": of each run, "peak_gpu_gb": of the process, null on a CPU}, ...]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.rundir import RunDir
+from bench.runspec import RunSpec
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one run, or of one fleet by `bench speed`."""
+
+    agent: str
+    hyperparameters: dict[str, Any]
+    obs: str
+    num_envs: int
+    fleet: int
+    device: str
+    host: str
+    task: str | None
+    domain: str | None
+    agent_steps_per_s: float
+    """Of each run of the fleet."""
+    kind: str
+    """`finished run`, `running run`, or the name of a speed file."""
+    pack: int = 1
+    """Workers that shared the device."""
+    peak_gpu_gb: float | None = None
+    """Of the whole fleet's process."""
+
+    def is_of(self, spec: RunSpec) -> bool:
+        """Whether it is of the same agent with the same hyperparameters, observation kind and environments."""
+        mine = (self.agent, self.hyperparameters, self.obs, self.num_envs)
+        return mine == (spec.agent, spec.hyperparameters, spec.obs, spec.num_envs)
+
+
+def read(results: Path) -> list[Measurement]:
+    """Every measurement that can be found below a results folder."""
+    return [*_of_runs(results), *_of_speed_files(results / "speed")]
+
+
+def sources(measurements: Sequence[Measurement]) -> str:
+    """`2 × finished run, vm-cpu.json`, for people."""
+    return f"{len(measurements)} × {', '.join(dict.fromkeys(m.kind for m in measurements))}"
+
+
+def _of_runs(results: Path) -> Iterator[Measurement]:
+    for path in sorted(results.glob("*/*/*/*/run.json")):
+        directory = RunDir(path.parent)
+        try:
+            found = _of_run(directory)
+        except UserError:
+            continue  # a damaged directory says nothing about speed; `status` names it
+        if found is not None:
+            yield found
+
+
+def _of_run(directory: RunDir) -> Measurement | None:
+    attempts = directory.info()["attempts"]
+    done, beat = directory.read_json("done.json"), directory.read_json("heartbeat")
+    if not attempts or "device" not in attempts[-1]:
+        return None
+    spec, last = directory.spec, attempts[-1]
+    if done is not None and done.get("wall_s"):
+        rate, kind = done["env_steps"] / spec.action_repeat / done["wall_s"], "finished run"
+    elif beat is not None and beat.get("agent_steps_per_s") and directory.train_csv.exists():
+        rate, kind = beat["agent_steps_per_s"], "running run"  # train.csv begins with the first update
+    else:
+        return None
+    return Measurement(
+        agent=spec.agent,
+        hyperparameters=spec.hyperparameters,
+        obs=spec.obs,
+        num_envs=spec.num_envs,
+        fleet=last.get("fleet", 1),
+        device=last["device"].partition(":")[0],
+        host=last.get("host", "unknown host"),
+        task=spec.task,
+        domain=spec.domain,
+        agent_steps_per_s=rate,
+        kind=kind,
+        pack=last.get("pack", 1),
+        peak_gpu_gb=(done or beat or {}).get("peak_gpu_gb"),
+    )
+
+
+def _of_speed_files(folder: Path) -> Iterator[Measurement]:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is not JSON ({error}): remove it, or measure again with `bench speed`") from error
+        if not isinstance(content, dict):
+            continue
+        for row in content.get("measurements", ()):
+            yield Measurement(
+                agent=row["agent"],
+                hyperparameters=row["hyperparameters"],
+                obs=row.get("obs", "state"),
+                num_envs=row.get("num_envs", 1),
+                fleet=row["fleet"],
+                device=content["device"].partition(":")[0],
+                host=content["host"],
+                task=row.get("task"),
+                domain=None,
+                agent_steps_per_s=row["loop_agent_steps_per_s"],
+                kind=path.name,
+                peak_gpu_gb=row.get("peak_gpu_gb"),
+            )
