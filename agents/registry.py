@@ -58,6 +58,14 @@ BUILT_IN = (
         max_fleet=None,
         summary="soft actor-critic with learned temperature (Haarnoja et al. 2018)",
     ),
+    AgentEntry(
+        name="tdmpc",
+        agent="baselines.tdmpc.agent:TDMPC",
+        hyperparameters="baselines.tdmpc.hyperparameters:Hyperparameters",
+        obs_kinds=("state", "rgb"),
+        max_fleet=None,
+        summary="MPPI planning with a learned latent model and prioritised replay (Hansen, Wang, Su 2022)",
+    ),
 )
 
 

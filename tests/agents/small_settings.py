@@ -16,5 +16,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "iterations": 1,
         "batch_size": 8,
     },
+    "tdmpc": {
+        "enc_dim": 16,
+        "mlp_dim": 16,
+        "latent_dim": 8,
+        "num_channels": 4,
+        "num_samples": 40,
+        "num_elites": 6,
+        "iterations": 2,
+        "batch_size": 8,
+    },
     "sac": {"hidden_dim": 16, "batch_size": 8},
 }
