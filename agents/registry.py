@@ -54,7 +54,7 @@ BUILT_IN = (
         name="sac",
         agent="baselines.sac:SAC",
         hyperparameters="baselines.hyperparameters.sac:SAC",
-        obs_kinds=("state",),
+        obs_kinds=("state", "rgb"),
         max_fleet=None,
         summary="soft actor-critic with learned temperature (Haarnoja et al. 2018)",
     ),
@@ -65,6 +65,22 @@ BUILT_IN = (
         obs_kinds=("state", "rgb"),
         max_fleet=None,
         summary="MPPI planning with a learned latent model and prioritised replay (Hansen, Wang, Su 2022)",
+    ),
+    AgentEntry(
+        name="drqv2",
+        agent="baselines.drqv2:DrQv2",
+        hyperparameters="baselines.hyperparameters.drqv2:DrQv2",
+        obs_kinds=("rgb",),
+        max_fleet=None,
+        summary="actor-critic on randomly shifted pixels with n-step returns (Yarats et al. 2021)",
+    ),
+    AgentEntry(
+        name="curl",
+        agent="baselines.curl:CURL",
+        hyperparameters="baselines.hyperparameters.curl:CURL",
+        obs_kinds=("rgb",),
+        max_fleet=None,
+        summary="soft actor-critic from pixels with a contrastive loss (Laskin, Srinivas, Abbeel 2020)",
     ),
 )
 

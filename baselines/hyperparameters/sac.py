@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bench.tasks import Task
 
 
 class SAC(BaseModel):
@@ -10,6 +14,8 @@ class SAC(BaseModel):
 
     Two things follow the TD-MPC2 paper's account of its SAC instead: the batch (512; pytorch_sac has 1024) and the task
     table's action repeat (pytorch_sac has none), which belongs to the environment and is no hyperparameter here.
+
+    pytorch_sac learns from states only. From pixels the defaults are those of CURL, whose base it is then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -42,6 +48,37 @@ class SAC(BaseModel):
     """Step of the target critics towards the critics."""
     target_every: int = Field(default=2, ge=1)
     """Updates from one step of the target critics to the next; the first update makes one."""
+    actor_every: int = Field(default=1, ge=1)
+    """Updates from one step of the actor and the temperature to the next; the first update makes one."""
+    alpha_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's beta1 for the temperature."""
+    image_size: int = Field(default=84, ge=1)
+    """Height and width of the pictures, in pixels. Of no effect from states, like all that follow."""
+    frame_stack: int = Field(default=3, ge=1)
+    """Last pictures that make up an observation."""
+    num_channels: int = Field(default=32, ge=1)
+    """Channels of each of the four convolutions."""
+    feature_dim: int = Field(default=50, ge=1)
+    """Outputs of the linear layer between the convolutions and the actor, and of that before the critics."""
+    encoder_tau: float = Field(default=0.05, gt=0, le=1)
+    """Step of the slow convolutions and trunk of the target critics towards the critics' own."""
+
+    @classmethod
+    def task_defaults(cls, task: Task, obs: str) -> dict[str, Any]:
+        """From pixels: the settings of CURL that concern soft actor-critic. No task is set apart."""
+        if obs != "rgb":
+            return {}
+        return {
+            "batch_size": 512,
+            "replay_capacity": 100_000,
+            "seed_agent_steps": 1000,
+            "actor_lr": 1e-3,
+            "critic_lr": 1e-3,
+            "tau": 0.01,
+            "log_std_min": -10.0,
+            "actor_every": 2,
+            "alpha_beta1": 0.5,
+        }
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> SAC:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from sac_cases import CPU, OBS, SMALL, A, B, agent, assert_close, assert_equal, assert_states_close, batch, of_run
+from sac_cases import CPU, OBS, A, B, agent, assert_close, assert_equal, assert_states_close, batch, of_run
 from torch import distributions as D
 from torch import nn
 
@@ -15,7 +15,8 @@ from agents import registry
 from agents.nn import Linear
 from agents.protocol import AgentSpec, Batch
 from baselines.hyperparameters.sac import SAC as Hyperparameters
-from baselines.sac import SAC, TanhGaussianActor, TwinCritic, sample_action
+from baselines.networks import TwinCritic
+from baselines.sac import SAC, TanhGaussianActor, sample_action
 from bench.errors import UserError
 from bench.seeding import derive_seed
 
@@ -227,12 +228,6 @@ def test_registry_and_hyperparameters():
     }.items():
         with pytest.raises(UserError, match=message):
             registry.resolve_hyperparameters("sac", dict([overrides]))
-
-
-def test_images_are_refused():
-    spec = AgentSpec((9, 64, 64), "rgb", A, 100, 1000)
-    with pytest.raises(UserError, match="sac learns from state observations, not rgb: use obs=state"):
-        SAC(spec, SMALL, (1,), CPU)
 
 
 @pytest.mark.whole

@@ -39,7 +39,7 @@ CASES = {
     "unknown hyperparameter": (
         "name: x\nagents:\n  sac:\n    hiden_dim: 3\ntasks: [cup-catch]\nseeds: 2\n",
         "s.yaml:4: agents.sac.hiden_dim: unknown hyperparameter of sac 'hiden_dim': did you mean hidden_dim, "
-        "hidden_layers?",
+        "hidden_layers, feature_dim?",
     ),
     "hyperparameter of the wrong type": (
         "name: x\nagents:\n  - agent: sac\n    hyperparameters: {hidden_dim: many}\ntasks: [cup-catch]\nseeds: 2\n",
