@@ -13,6 +13,7 @@ def build_app() -> typer.Typer:
     """All commands. Each command imports what it needs when it runs, so that help and reading stay fast."""
     from analysis.cli import app as analysis_app
     from bench.cli import app as bench_app
+    from bench.models_cli import app as models_app
     from sweeps.cli import app as sweep_app
 
     app = typer.Typer(
@@ -22,8 +23,9 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    app.registered_commands += bench_app.registered_commands + analysis_app.registered_commands
-    app.registered_groups += analysis_app.registered_groups
+    for part in (bench_app, models_app, analysis_app):
+        app.registered_commands += part.registered_commands
+        app.registered_groups += part.registered_groups
     app.add_typer(sweep_app, name="sweep")
     return app
 

@@ -288,6 +288,11 @@ def tasks() -> tuple[Task, ...]:
     return _sets()["all"]
 
 
+def built_in() -> tuple[Task, ...]:
+    """The 104 tasks of the benchmark, without rows that users added."""
+    return tuple(_built_in().values())
+
+
 def set_names() -> tuple[str, ...]:
     """The names that `task_set` and `expand` take."""
     return tuple(_sets())
