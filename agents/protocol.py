@@ -62,6 +62,8 @@ class AgentSpec:
     """N, environments of each run."""
     tasks: tuple[TaskSpec, ...] = ()
     """Of a multi-task agent, in the order of their numbers; obs_shape and action_size are then those of the largest."""
+    frame_stack: int = 1
+    """Pictures that make up one image observation, the oldest first; C is 3 x this."""
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,18 @@ def get(name: str) -> AgentEntry:
     return known[name]
 
 
+def choose_obs_kind(name: str, wanted: str | None) -> str:
+    """The kind of observation that an agent trains on: the one wanted, else its first.
+
+    Raises:
+        UserError: an unknown agent, or a kind that it does not take.
+    """
+    kinds = get(name).obs_kinds
+    if wanted is not None and wanted not in kinds:
+        raise unknown(f"observation kind of {name}", wanted, kinds)
+    return wanted or kinds[0]
+
+
 def task_defaults(name: str, task: Task | None, obs: str) -> dict[str, Any]:
     """What an agent sets by the task unless the user says otherwise (settings by domain, classes of difficulty).
 

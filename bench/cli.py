@@ -130,6 +130,7 @@ def train_command(
     agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")],
     task: Annotated[str, typer.Argument(help="A task of `bench tasks`.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
+    obs: Annotated[str | None, typer.Option(help="state or rgb; the agent's first by default.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     env_steps: Annotated[int | None, typer.Option(min=1, help="Budget; the task's own by default.")] = None,
     eval_every_env_steps: Annotated[int | None, typer.Option(min=1, help="The task's own by default.")] = None,
@@ -145,25 +146,23 @@ def train_command(
     sink: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")] = None,
 ) -> None:
     """Train one run; the same command again goes on where it stopped."""
-    from agents.registry import get as get_agent
-    from agents.registry import resolve_hyperparameters
-    from bench.envs import make
+    from agents.registry import choose_obs_kind, resolve_hyperparameters
+    from bench.envs import agents_pixels, make
     from bench.rundir import RunDir
     from bench.runspec import RunSpec
     from bench.tasks import get as get_task
 
     row = get_task(task)
-    kinds = get_agent(agent).obs_kinds
-    if "state" not in kinds:
-        raise UserError(f"agent '{agent}' does not learn from state observations: it takes {', '.join(kinds)}")
+    kind: Any = choose_obs_kind(agent, obs)
     changed = parse_overrides(overrides or [])
     spec = RunSpec(
         agent=agent,
-        hyperparameters=resolve_hyperparameters(agent, changed, row),
+        hyperparameters=resolve_hyperparameters(agent, changed, row, kind),
         variant=", ".join(f"{key}={value}" for key, value in changed.items()) or "default",
         task=row.name,
         domain=row.domain,
         domain_version=row.domain_version,
+        obs=kind,
         seed=seed,
         num_envs=num_envs,
         action_repeat=row.action_repeat,
@@ -171,7 +170,8 @@ def train_command(
         eval_every_env_steps=eval_every_env_steps or row.eval_every_env_steps,
         eval_episodes=eval_episodes,
     )
-    make(row.name).close()  # what is missing for this task is said before anything is written
+    # What is missing for this task is said before anything is written.
+    make(row.name, kind, pixels=agents_pixels(spec.hyperparameters)).close()
     run = RunDir.create(results, spec)
     run.update_spec(spec)
     from bench.failures import EXIT_INTERRUPTED
@@ -208,6 +208,7 @@ def speed_command(
     overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
     fleet: Annotated[str, typer.Option(help="Fleet sizes, separated by commas.")] = "1,2,4",
     task: Annotated[str, typer.Option(help="Its sizes and its simulator are used.")] = "walker-walk",
+    obs: Annotated[str | None, typer.Option(help="state or rgb; the agent's first by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
     calls: Annotated[int, typer.Option(min=4, help="Timed calls of each kind.")] = 20,
@@ -218,6 +219,7 @@ def speed_command(
     """Measure update, act and training rates by fleet size, and keep them for the cost estimates of sweeps."""
     import torch
 
+    from agents.registry import choose_obs_kind
     from bench import speed
     from bench.training import TrainOptions
     from bench.worker import prepare
@@ -225,11 +227,12 @@ def speed_command(
     if not all(size.strip().isdigit() and int(size) > 0 for size in fleet.split(",")):
         raise UserError(f"--fleet '{fleet}': give fleet sizes separated by commas, for example 1,2,4")
     prepare(TrainOptions(device=device, threads=threads))
-    typer.echo(f"{agent} on {task}, {device}, {threads} threads; medians ± half the interquartile range")
+    kind: Any = choose_obs_kind(agent, obs)
+    typer.echo(f"{agent} on {task} from {kind}, {device}, {threads} threads; medians ± half the interquartile range")
     typer.echo("fleet    update ms         act ms            env ms   agent steps/s a run   in all")
     measured = []
     for size in map(int, fleet.split(",")):
-        one = speed.measure(agent, parse_overrides(overrides or []), task, size, torch.device(device), calls)
+        one = speed.measure(agent, parse_overrides(overrides or []), task, size, torch.device(device), calls, kind)
         measured.append(one)
         typer.echo(
             f"{size:5}{one.update_ms:11.2f} ± {one.update_spread_ms:<6.2f}{one.act_ms:9.2f} ± {one.act_spread_ms:<6.2f}"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.envs import agents_pixels
 from bench.envs.pool import EnvPool, WorkerError
 from bench.failures import RunsFailed
 from bench.replay import Replay
@@ -49,7 +50,8 @@ class Collector:
         tasks = [spec.task for spec in specs for _ in range(self.num_envs)]
         repeats = [spec.action_repeat for spec in specs for _ in range(self.num_envs)]
         self.action_size = get(specs[0].task).action_size
-        self.pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats)
+        pixels = agents_pixels(specs[0].hyperparameters)
+        self.pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, pixels=pixels)
         self.episode = np.zeros((self.runs, self.num_envs), dtype=np.int64)
         self.first = np.ones((self.runs, self.num_envs), dtype=bool)
         self.returns = np.zeros((self.runs, self.num_envs))

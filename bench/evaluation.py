@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bench.envs import agents_pixels
 from bench.envs.pool import EnvPool, WorkerError
 from bench.failures import RunsFailed
 from bench.runspec import RunSpec
@@ -38,7 +39,10 @@ class Evaluator:
         self.video = video
         tasks = [spec.task for spec in specs for _ in range(self.episodes)]
         repeats = [spec.action_repeat for spec in specs for _ in range(self.episodes)]
-        self.pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, render=video)
+        pixels = agents_pixels(specs[0].hyperparameters)
+        self.pool = EnvPool(
+            tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, render=video, pixels=pixels
+        )
         self.frames: list[list[np.ndarray]] = [[] for _ in specs]
 
     def evaluate(self, agent: Agent, device: torch.device, agent_steps: int) -> list[list[dict[str, Any]]]:

@@ -3,9 +3,10 @@
 An episode of T agent steps takes T + 1 entries: entry 0 is the observation of the reset, entry i what action i led to,
 with that action, its reward and whether the environment ended. The indices live on the host (`bench.replay_index`), the
 data in two tensors on the device: a lockstep of all environments is one write to each, a batch of all runs one gather
-from each.
+from each. Of stacked pictures an entry keeps the newest alone: the others are those of the entries before it, and the
+gather puts the stacks together again.
 
-    replay = Replay(agent.replay, seeds, num_envs, spec.obs_shape, np.float32, spec.action_size, device)
+    replay = Replay.of_agent(agent.replay, spec, seeds, device)
     replay.begin(obs)                                                  # (R, N, ...), after the first reset
     while ...:
         replay.add(obs, action, reward, terminated, truncated)         # the observation before an automatic reset
@@ -30,7 +31,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from agents.protocol import Batch, ReplaySpec
+from agents.protocol import AgentSpec, Batch, ReplaySpec
 from bench.errors import UserError
 from bench.replay_index import RunIndex
 from bench.replay_queue import Ints, Queue
@@ -51,6 +52,8 @@ class Replay:
         obs_dtype: float32 or uint8.
         action_size: A.
         device: where the data lives and batches appear.
+        frame_stack: pictures in one observation, along its first axis, the oldest first. Above 1 an episode's first
+            observation holds one picture so often, and each further one drops the oldest for a new one.
     """
 
     def __init__(
@@ -62,31 +65,45 @@ class Replay:
         obs_dtype: DTypeLike,
         action_size: int,
         device: torch.device,
+        frame_stack: int = 1,
     ) -> None:
         self.spec = spec
         self.runs = len(seeds)
         self.num_envs = num_envs
         self.obs_shape = obs_shape
+        self.frame_stack = frame_stack
+        # What an entry keeps of an observation.
+        self.frame_shape = (obs_shape[0] // frame_stack, *obs_shape[1:]) if frame_stack > 1 else obs_shape
         self.action_size = action_size
         self.device = device
         self._indices = [RunIndex(spec, num_envs, seed) for seed in seeds]
         # The tensors grow when the first entries are needed, so that a short run never takes the whole capacity.
         self._entries = 0
         self._free = Queue()
-        self._obs = torch.empty(0, *obs_shape, dtype=torch.from_numpy(np.empty(0, obs_dtype)).dtype, device=device)
+        dtype = torch.from_numpy(np.empty(0, obs_dtype)).dtype
+        self._obs = torch.empty(0, *self.frame_shape, dtype=dtype, device=device)
         self._steps = torch.empty(0, action_size + 2, device=device)  # action, reward, terminated
-        self._is_first: Bools = np.zeros(0, bool)
+        # The entry before each in its episode; entry 0 is before itself.
+        self._previous: Ints = np.empty(0, np.int64)
         # The episodes in progress once more on the host, for the log: no copy from the device.
-        self._open_obs = np.empty((self.runs, num_envs, 64, *obs_shape), obs_dtype)
+        self._open_obs = np.empty((self.runs, num_envs, 64, *self.frame_shape), obs_dtype)
         self._open_steps = np.zeros((self.runs, num_envs, 64, action_size + 2), np.float32)
         self._finished: list[tuple[int, Episode]] = []
         self._new_priorities: tuple[Tensor, Tensor] | None = None  # starts and priorities, not yet taken over
 
+    @classmethod
+    def of_agent(cls, replay: ReplaySpec, spec: AgentSpec, seeds: Sequence[int], device: torch.device) -> Replay:
+        """The empty replay of a fleet whose agent was made for `spec` and wants its batches as `replay` says."""
+        dtype = np.uint8 if spec.obs_kind == "rgb" else np.float32
+        return cls(
+            replay, seeds, spec.num_envs, spec.obs_shape, dtype, spec.action_size, device, frame_stack=spec.frame_stack
+        )
+
     @property
     def bytes_per_entry(self) -> int:
         """Device memory that one entry takes. A run of `capacity` transitions takes `capacity` entries and one more for
-        each episode; the host keeps 9 bytes an entry beside it (17 for streams)."""
-        return self._obs.element_size() * int(np.prod(self.obs_shape)) + 4 * (self.action_size + 2)
+        each episode; the host keeps 16 bytes an entry beside it (24 for streams)."""
+        return self._obs.element_size() * int(np.prod(self.frame_shape)) + 4 * (self.action_size + 2)
 
     @property
     def allocated_bytes(self) -> int:
@@ -105,7 +122,8 @@ class Replay:
             where: (R, N), the environments that were reset; None: all.
 
         Raises:
-            ValueError: an environment of `where` has an episode in progress.
+            ValueError: an environment of `where` has an episode in progress, or an observation that is no stack
+                of one picture.
         """
         runs, envs = self._places(where)
         if len(runs) == 0:
@@ -114,13 +132,16 @@ class Replay:
             index.open_transitions[envs[runs == run]].max(initial=-1) >= 0 for run, index in enumerate(self._indices)
         ):
             raise ValueError("an episode begins where one is in progress")
-        rows = self._rows(obs, runs, envs)
+        stacks = self._rows(obs, runs, envs)
+        rows = self._newest_frames(stacks)
+        if self.frame_stack > 1 and not np.array_equal(stacks, np.concatenate([rows] * self.frame_stack, axis=1)):
+            raise ValueError(f"an episode begins with other than one picture {self.frame_stack} times")
         slots = self._take(len(runs))
         for run, index in enumerate(self._indices):
             index.begin(envs[runs == run], slots[runs == run])
         self._open_obs[runs, envs, 0] = rows
+        self._previous[slots] = slots
         self._write(slots, rows, np.zeros((len(runs), self.action_size + 2), np.float32))
-        self._is_first[slots] = True
 
     def add(
         self, obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, where: Bools | None = None
@@ -145,7 +166,7 @@ class Replay:
         if any(index.open_transitions[envs[runs == run]].min(initial=0) < 0 for run, index in enumerate(self._indices)):
             raise ValueError("a transition was added where no episode has begun")
         self._take_priorities()
-        obs_rows = self._rows(obs, runs, envs)
+        obs_rows = self._newest_frames(self._rows(obs, runs, envs))
         step_rows = np.concatenate(
             [
                 self._rows(action, runs, envs),
@@ -159,7 +180,9 @@ class Replay:
             self._free.append(index.make_room(int((runs == run).sum())))
         slots = self._take(len(runs))
         for run, index in enumerate(self._indices):
-            index.extend(envs[runs == run], slots[runs == run])
+            mine = envs[runs == run]
+            self._previous[slots[runs == run]] = index.open_slots[mine, index.open_transitions[mine]]
+            index.extend(mine, slots[runs == run])
         self._write(slots, obs_rows, step_rows)
         at = np.stack([index.open_transitions for index in self._indices])[runs, envs]
         self._grow_open(int(at.max()))
@@ -202,9 +225,9 @@ class Replay:
         length, batch = self.spec.length, self.spec.batch_size
         draws = [index.draw() for index in self._indices]
         entries = np.stack([draw.entries for draw in draws])  # (R, L, B)
-        slots = self._to_device(entries)
-        obs = self._obs.index_select(0, slots.flatten())
-        steps = self._steps.index_select(0, slots[:, 1:].flatten()).view(self.runs, length - 1, batch, -1)
+        obs = self._obs.index_select(0, self._to_device(self._stacks(entries)).flatten())
+        slots = self._to_device(entries[:, 1:])
+        steps = self._steps.index_select(0, slots.flatten()).view(self.runs, length - 1, batch, -1)
         starts = [draw.start for draw in draws if draw.start is not None]
         weights = [draw.weight for draw in draws if draw.weight is not None]
         return Batch(
@@ -212,10 +235,17 @@ class Replay:
             action=steps[..., :-2],
             reward=steps[..., -2],
             terminated=steps[..., -1],
-            first=self._to_device(self._is_first[entries]) if self.spec.draw == "stream" else None,
+            first=self._to_device(self._previous[entries] == entries) if self.spec.draw == "stream" else None,
             weight=self._to_device(np.stack(weights)) if weights else None,
             start=torch.from_numpy(np.stack(starts)) if starts else None,
         )
+
+    def _stacks(self, entries: Ints) -> Ints:
+        """The entries of each one's pictures, the oldest first: (...) -> (..., frame_stack)."""
+        stack = [entries]
+        for _ in range(self.frame_stack - 1):
+            stack.append(self._previous[stack[-1]])
+        return np.stack(stack[::-1], axis=-1)
 
     def set_priorities(self, batch: Batch) -> None:
         """Give the slices of the last batch the priorities that the agent's update has set; else nothing.
@@ -270,7 +300,7 @@ class Replay:
             steps = np.zeros((episode.transitions + 1, self.action_size + 2), np.float32)
             steps[1:, :-2], steps[1:, -2], steps[1:, -1] = episode.action, episode.reward, episode.terminated
             self._write(slots, episode.obs, steps)
-            self._is_first[slots[0]] = True
+            self._previous[slots] = np.concatenate([slots[:1], slots[:-1]])
             index.append(episode.env, slots)
         if index.finished_transitions < state["finished_transitions"]:
             raise UserError(
@@ -284,13 +314,16 @@ class Replay:
         runs, envs = np.nonzero(np.ones((self.runs, self.num_envs), bool) if where is None else np.asarray(where))
         return runs, envs
 
+    def _newest_frames(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """What is kept of observations (n, *obs_shape): (n, *frame_shape)."""
+        return obs[:, -self.frame_shape[0] :]
+
     @staticmethod
     def _rows(values: Any, runs: Ints, envs: Ints) -> NDArray[Any]:
         return np.asarray(values)[runs, envs]
 
     def _write(self, slots: Ints, obs: NDArray[Any], steps: NDArray[np.float32]) -> None:
         where = self._to_device(slots)
-        self._is_first[slots] = False
         self._obs.index_copy_(0, where, self._to_device(obs.astype(self._open_obs.dtype, copy=False)))
         self._steps.index_copy_(0, where, self._to_device(steps))
 
@@ -313,7 +346,7 @@ class Replay:
         more = min(max(self._entries, 1024), full - self._entries) if self._entries < full else full // 64
         more = max(more, lacking)
         try:
-            obs = torch.empty(self._entries + more, *self.obs_shape, dtype=self._obs.dtype, device=self.device)
+            obs = torch.empty(self._entries + more, *self.frame_shape, dtype=self._obs.dtype, device=self.device)
             steps = torch.empty(self._entries + more, self.action_size + 2, device=self.device)
         except torch.OutOfMemoryError as error:
             gigabytes = full * self.bytes_per_entry / 1e9
@@ -324,7 +357,7 @@ class Replay:
         obs[: self._entries] = self._obs
         steps[: self._entries] = self._steps
         self._obs, self._steps = obs, steps
-        self._is_first = np.concatenate([self._is_first, np.zeros(more, bool)])
+        self._previous = np.concatenate([self._previous, np.zeros(more, np.int64)])
         self._free.append(np.arange(self._entries, self._entries + more))
         self._entries += more
 

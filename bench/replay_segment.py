@@ -30,7 +30,7 @@ class Episode:
     env: int
     """Which of the run's N environments."""
     obs: NDArray[Any]
-    """(T + 1, *obs_shape) float32 or uint8; obs[0] is what the reset returned."""
+    """(T + 1, *obs_shape) float32 or uint8; obs[0] is what the reset returned. Of stacked pictures the newest alone."""
     action: NDArray[np.float32]
     """(T, A); action[t] led from obs[t] to obs[t + 1]."""
     reward: NDArray[np.float32]

@@ -19,6 +19,7 @@ from agents.protocol import Agent, AgentSpec
 from agents.registry import get as get_agent
 from agents.registry import resolve_hyperparameters
 from bench import atomic, provenance
+from bench.envs import ObsKind, agents_pixels, obs_spec
 from bench.envs.pool import EnvPool
 from bench.replay import Replay
 from bench.tasks import get as get_task
@@ -61,7 +62,13 @@ def timed(call: Callable[[], Any], calls: int, device: torch.device) -> tuple[fl
 
 
 def measure(
-    agent_name: str, overrides: Mapping[str, Any], task_name: str, runs: int, device: torch.device, calls: int
+    agent_name: str,
+    overrides: Mapping[str, Any],
+    task_name: str,
+    runs: int,
+    device: torch.device,
+    calls: int,
+    obs: ObsKind = "state",
 ) -> Measurement:
     """Measure one fleet on one task; the environments step in this process.
 
@@ -69,16 +76,24 @@ def measure(
         overrides: hyperparameters that differ from the agent's defaults.
         runs: R.
         calls: timed calls of each kind.
+        obs: kind of observation.
     """
     task, entry = get_task(task_name), get_agent(agent_name)
-    hyperparameters = resolve_hyperparameters(agent_name, overrides, task)
-    spec = AgentSpec((task.obs_size,), "state", task.action_size, task.episode_agent_steps, task.budget_agent_steps)
+    hyperparameters = resolve_hyperparameters(agent_name, overrides, task, obs)
+    pixels = agents_pixels(hyperparameters)
+    spec = AgentSpec(
+        obs_shape=obs_spec(task, obs, pixels)[0],
+        obs_kind=obs,
+        action_size=task.action_size,
+        episode_agent_steps=task.episode_agent_steps,
+        budget_agent_steps=task.budget_agent_steps,
+        frame_stack=pixels.stack if obs == "rgb" else 1,
+    )
     seeds = list(range(runs))
     agent: Agent = entry.load()(spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
-    replay = Replay(agent.replay, seeds, 1, spec.obs_shape, np.float32, spec.action_size, device)
-    with EnvPool([task.name] * runs, workers=0) as pool:
-        obs = _fill(replay, pool, runs, spec)
-        shown = torch.from_numpy(obs).to(device)
+    replay = Replay.of_agent(agent.replay, spec, seeds, device)
+    with EnvPool([task.name] * runs, obs, workers=0, pixels=pixels) as pool:
+        shown = torch.from_numpy(_fill(replay, pool, runs, spec)).to(device)
         first = torch.zeros(runs, 1, dtype=torch.bool, device=device)
         update_ms, update_spread_ms = timed(lambda: _update(agent, replay), calls, device)
         act_ms, act_spread_ms = timed(lambda: agent.act(shown, first, explore=True).cpu(), calls, device)
@@ -90,7 +105,7 @@ def measure(
         agent=agent_name,
         hyperparameters=hyperparameters,
         task=task.name,
-        obs="state",
+        obs=obs,
         num_envs=1,
         fleet=runs,
         update_ms=round(update_ms, 3),
@@ -109,7 +124,7 @@ def _update(agent: Agent, replay: Replay) -> None:
 
 
 def _fill(replay: Replay, pool: EnvPool, runs: int, spec: AgentSpec) -> np.ndarray:
-    """Play random episodes into the replay, and leave the environments mid-episode. Returns obs (R, 1, O)."""
+    """Play random episodes into the replay, and leave the environments mid-episode. Returns obs (R, 1, *obs_shape)."""
     rng = np.random.default_rng(0)
     indices = list(range(runs))
     for episode in range(REPLAY_EPISODES):

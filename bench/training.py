@@ -21,12 +21,14 @@ from agents.protocol import Agent, AgentSpec
 from agents.registry import get as get_agent
 from bench import checkpoint
 from bench.collector import Collector
+from bench.envs import agents_pixels, obs_spec
 from bench.evaluation import Evaluator
 from bench.failures import NaNError, RunsFailed
 from bench.progress import Monitor
 from bench.replay import Replay
 from bench.replay_log import ReplayLog
 from bench.rundir import RunDir
+from bench.runspec import RunSpec
 from bench.schema import TRAIN_CSV_FIRST
 from bench.seeding import derive_seed
 from bench.sinks import Sink
@@ -54,18 +56,19 @@ class TrainOptions:
     """Workers that share this one's device, itself included: noted with the speed that it had."""
 
 
-def agent_spec(run: RunDir) -> AgentSpec:
+def agent_spec(spec: RunSpec) -> AgentSpec:
     """What the run's agent needs to know, from the task table."""
-    spec = run.spec
     task = get_task(spec.task)
+    pixels = agents_pixels(spec.hyperparameters)
     return AgentSpec(
-        obs_shape=(task.obs_size,),
+        obs_shape=obs_spec(task, spec.obs, pixels)[0],
         obs_kind=spec.obs,
         action_size=task.action_size,
         # An episode lasts as many simulator steps whatever the action repeat.
         episode_agent_steps=task.episode_agent_steps * task.action_repeat // spec.action_repeat,
         budget_agent_steps=spec.budget_agent_steps,
         num_envs=spec.num_envs,
+        frame_stack=pixels.stack if spec.obs == "rgb" else 1,
     )
 
 
@@ -104,14 +107,12 @@ class Fleet:
         self.device = torch.device(options.device)
         seeds = [spec.seed for spec in self.specs]
         entry, first = get_agent(self.specs[0].agent), self.specs[0]
-        spec = agent_spec(runs[0])
+        spec = agent_spec(first)
         self.spec = spec
         self.agent: Agent = entry.load()(
             spec, entry.hyperparameters_model()(**first.hyperparameters), seeds, self.device
         )
-        self.replay = Replay(
-            self.agent.replay, seeds, spec.num_envs, spec.obs_shape, np.float32, spec.action_size, self.device
-        )
+        self.replay = Replay.of_agent(self.agent.replay, spec, seeds, self.device)
         self.logs = [ReplayLog(run.replay) for run in runs]
         self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
         self.collector = Collector(self.specs, options.env_workers)

@@ -84,7 +84,6 @@ def plan_json(made: Plan, costs: Sequence[FleetCost], device: str) -> dict[str, 
     """A plan and its cost as plain values, for `--json`."""
     slots = max(1, plan.slots(made.sweep.resources.slots, made.fleets))
     todo = [run for item in costs for run in item.fleet.runs]
-    replay = [replay_bytes(made.sweep, run.spec) for run in todo]
     return {
         "name": made.sweep.name,
         "folder": str(made.folder),
@@ -94,7 +93,7 @@ def plan_json(made: Plan, costs: Sequence[FleetCost], device: str) -> dict[str, 
         "env_steps": sum(run.left_agent_steps * run.spec.action_repeat for run in todo),
         "agent_steps": sum(run.left_agent_steps for run in todo),
         "wall_s": makespan_s(costs, slots) if all(item.rate for item in costs) else None,
-        "replay_bytes": None if None in replay else sum(need or 0 for need in replay),
+        "replay_bytes": sum(replay_bytes(made.sweep, run.spec) for run in todo),
         "fleets": [
             {
                 "title": item.fleet.title(),

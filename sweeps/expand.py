@@ -13,6 +13,7 @@ from typing import Any
 
 from agents import registry
 from bench import tasks as task_table
+from bench.envs import check_supported
 from bench.errors import UserError, unknown
 from bench.runspec import RunSpec
 from bench.tasks import Task
@@ -87,6 +88,11 @@ def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
     _check_runs_distinct(doc, runs)
     _check_resources(doc, sweep)
     by_name = {task.name: task for task in tasks}
+    for task_name, obs in sorted({(run.task, run.obs) for run in runs}):
+        try:
+            check_supported(by_name[task_name], obs)
+        except UserError as error:
+            raise doc.error(("tasks",), error) from error
     return Sweep(path, sweep.name, tuple(runs), by_name, sweep.resources, tuple(assignments))
 
 
@@ -188,7 +194,8 @@ def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Va
     for index, choice in enumerate(sweep.agents):
         where = spec.agent_path(doc, index)
         try:
-            entries.append((where, choice, registry.get(choice.agent)))
+            registry.get(choice.agent)
+            entries.append((where, choice))
         except UserError as error:
             raise doc.error(where, error) from error
     names = [choice.agent for choice in sweep.agents]
@@ -199,10 +206,11 @@ def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Va
             raise doc.error(("grid", key), "a value is given twice: keep one")
 
     variants: list[Variant] = []
-    for where, choice, entry in entries:
-        obs = choice.obs or entry.obs_kinds[0]
-        if obs not in entry.obs_kinds:
-            raise doc.error((*where, "obs"), unknown(f"observation kind of {choice.agent}", obs, entry.obs_kinds))
+    for where, choice in entries:
+        try:
+            obs = registry.choose_obs_kind(choice.agent, choice.obs)
+        except UserError as error:
+            raise doc.error((*where, "obs"), error) from error
         own = _own_settings(doc, where, choice)
         fixed = own + [
             _Setting(key.split(".", 1)[1], sweep.overrides[key], ("overrides", key))

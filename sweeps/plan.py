@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import registry
+from bench.envs import agents_pixels
 from bench.runspec import RunSpec
 from sweeps import devices, sizing, state
 from sweeps.expand import Sweep
@@ -140,13 +141,12 @@ def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:
     )
 
 
-def replay_bytes(sweep: Sweep, spec: RunSpec) -> int | None:
-    """Bytes of a run's replay log when its budget is reached: observation, action, reward and end of every agent step
-    as float32. None for image observations, whose log depends on the agent's image size."""
-    if spec.obs != "state":
-        return None
+def replay_bytes(sweep: Sweep, spec: RunSpec) -> int:
+    """Bytes of a run's replay log when its budget is reached: of every agent step the observation (float32; one picture
+    of bytes, whatever the agent stacks), action, reward and end."""
     task = sweep.tasks[spec.task]
-    return spec.budget_agent_steps * (task.obs_size + task.action_size + 2) * 4
+    obs_bytes = 3 * agents_pixels(spec.hyperparameters).size ** 2 if spec.obs == "rgb" else 4 * task.obs_size
+    return spec.budget_agent_steps * (obs_bytes + 4 * (task.action_size + 2))
 
 
 def counts(runs: Iterable[RunState]) -> dict[str, int]:

@@ -124,10 +124,7 @@ def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], slots: in
         text = f"{duration(makespan_s(costs, slots))} with {plural(slots, 'slot')} ({duration(busy_s)} of one slot)"
         out.print(f"Time: {text}{more}", soft_wrap=True)
     needs = [[plan.replay_bytes(made.sweep, run.spec) for run in item.fleet.runs] for item in costs]
-    if any(need is None for fleet in needs for need in fleet):
-        out.print("Disk: unknown for image observations", soft_wrap=True)
-        return
-    fleets = sorted((sum(need or 0 for need in fleet) for fleet in needs), reverse=True)
+    fleets = sorted(map(sum, needs), reverse=True)
     kept = "kept" if made.sweep.resources.keep_replay else "removed when a run is done"
     at_once, all_runs = size(sum(fleets[:slots])), size(sum(fleets))
     out.print(

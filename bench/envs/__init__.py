@@ -5,6 +5,7 @@ Light on purpose: simulators are loaded when the first environment of their doma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +49,18 @@ class Pixels:
 
 
 PAPER_PIXELS = Pixels()
+
+
+def agents_pixels(hyperparameters: Mapping[str, Any]) -> Pixels:
+    """The pictures that an agent wants: its hyperparameters `image_size` and `frame_stack`, else the paper's.
+
+    Raises:
+        UserError: no pictures can be so.
+    """
+    return Pixels(
+        size=int(hyperparameters.get("image_size", PAPER_PIXELS.size)),
+        stack=int(hyperparameters.get("frame_stack", PAPER_PIXELS.stack)),
+    )
 
 
 def make(

@@ -29,20 +29,18 @@ def episode_length(seed, env, number):
 class Runs:
     """A fleet of runs with a replay and logs, as a training loop has them; seeds tell how long episodes are."""
 
-    def __init__(self, spec, seeds, num_envs, folder):
-        self.replay = Replay(spec, seeds, num_envs, (2,), np.float32, 1, CPU)
+    def __init__(self, spec, seeds, num_envs, folder, stack=1):
+        self.replay = Replay(spec, seeds, num_envs, (2 * stack,), np.float32, 1, CPU, frame_stack=stack)
         self.seeds, self.num_envs = seeds, num_envs
         self.logs = [ReplayLog(folder / str(seed), segment_bytes=300) for seed in seeds]
         self.episode = np.zeros((len(seeds), num_envs), int)
         self.at = np.zeros((len(seeds), num_envs), int)
 
     def observations(self):
-        return np.stack(
-            [
-                [[1000 * seed + 100 * env + self.episode[run, env], self.at[run, env]] for env in range(self.num_envs)]
-                for run, seed in enumerate(self.seeds)
-            ]
-        )
+        """Each a stack of the last "pictures" of two numbers: which episode, and where in it."""
+        which = np.array(self.seeds)[:, None] * 1000 + 100 * np.arange(self.num_envs) + self.episode
+        behind = range(self.replay.frame_stack - 1, -1, -1)
+        return np.stack([column for back in behind for column in (which, np.maximum(self.at - back, 0))], axis=-1)
 
     def begin(self, where=None):
         self.replay.begin(self.observations(), where)
@@ -56,7 +54,7 @@ class Runs:
         ended = self.at >= np.array(lengths)
         terminated = ended & (self.episode % 2 == 0)
         obs = self.observations()
-        self.replay.add(obs, obs[..., :1] / 7, obs[..., 1] / 3, terminated, ended & ~terminated, where)
+        self.replay.add(obs, obs[..., -2:-1] / 7, obs[..., -1] / 3, terminated, ended & ~terminated, where)
         for run, episode in self.replay.pop_finished():
             self.logs[run].append([episode])
         self.episode += ended
@@ -115,14 +113,15 @@ def assert_equal_batches(batch, other, runs=slice(None)):
     finished_only=st.booleans(),
     interrupted_at=st.integers(0, 60),
     lost_steps=st.integers(0, 15),
+    stack=st.sampled_from([1, 3]),
 )
 def test_resumed_replay_draws_as_the_uninterrupted_one(
-    seeds, num_envs, capacity, length, draw, finished_only, interrupted_at, lost_steps
+    seeds, num_envs, capacity, length, draw, finished_only, interrupted_at, lost_steps, stack
 ):
     spec = ReplaySpec(4, length, capacity, draw, finished_only or draw == "prioritised")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
-        uninterrupted = Runs(spec, seeds, num_envs, Path(other))
-        before = Runs(spec, seeds, num_envs, Path(folder))
+        uninterrupted = Runs(spec, seeds, num_envs, Path(other), stack)
+        before = Runs(spec, seeds, num_envs, Path(folder), stack)
         for runs in (uninterrupted, before):
             runs.begin()
             for _ in range(interrupted_at):
@@ -134,7 +133,7 @@ def test_resumed_replay_draws_as_the_uninterrupted_one(
             before.step()
 
         # Resumed in reverse order: a fleet may be put together anew.
-        resumed = Runs(spec, seeds[::-1], num_envs, Path(folder))
+        resumed = Runs(spec, seeds[::-1], num_envs, Path(folder), stack)
         resumed.resume(states[::-1])
         for _ in range(12):
             for runs in (uninterrupted, resumed):
