@@ -99,8 +99,9 @@ def measure(
         act_ms, act_spread_ms = timed(lambda: agent.act(shown, first, explore=True).cpu(), calls, device)
         rest = np.zeros((runs, spec.action_size), np.float32)
         env_ms, _ = timed(lambda: pool.step(rest), calls, torch.device("cpu"))
-    started = agent.seed_agent_steps + 1
-    updates = agent.updates_due(started, started + 1000) / 1000
+    # Whole episodes, and some after the seed phase: learning may go by episodes, and a burst may end that phase.
+    some = 10 * spec.episode_agent_steps
+    updates = agent.updates_due(agent.seed_agent_steps + some, agent.seed_agent_steps + 2 * some) / some
     return Measurement(
         agent=agent_name,
         hyperparameters=hyperparameters,
