@@ -1,12 +1,16 @@
-"""The commands `bench sweep …`. Each imports what it needs when it runs."""
+"""The commands of `bench sweep` that start and stop runs; those that only read are in `cli_read`. Each imports what it
+needs when it runs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sweeps import cli_read
+from sweeps.options import AsJson, Assignments, Classes, Patterns, Results, SweepFile, Target, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,20 +19,7 @@ if TYPE_CHECKING:
     from sweeps.state import RunState
 
 app = typer.Typer(help="Plan, launch and watch sweeps: agents × tasks × seeds.", no_args_is_help=True)
-
-SweepFile = Annotated[Path, typer.Argument(metavar="FILE", help="A sweep file, such as sweeps/quickstart.yaml.")]
-Target = Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A sweep file, or the folder of its results.")]
-Results = Annotated[Path, typer.Option(help="Runs lie in RESULTS/<sweep name>/.")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Put over the file: seeds=3, resources.slots=2, agent.horizon=5."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Follow until all runs have ended; exit code 1 if any failed.")]
-Patterns = Annotated[
-    list[str] | None,
-    typer.Option("--run", metavar="PATTERN", help="Only runs that match: a task, 'sac/*', 'tdmpc2/cup-catch/seed1'."),
-]
+app.registered_commands += cli_read.app.registered_commands
 
 
 @app.command("plan")
@@ -81,16 +72,18 @@ def retry_command(
     results: Results = Path("results"),
     failed: Annotated[bool, typer.Option("--failed", help="Failed runs (the default).")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Runs whose process is gone.")] = False,
+    classes: Classes = None,
     run: Patterns = None,
     wait: Wait = False,
     assignments: Assignments = None,
 ) -> None:
-    """Start failed runs again, from their last checkpoint."""
-    from sweeps import expand
-    from sweeps.launch import retry_filter
+    """Start failed runs again, from their last checkpoint; with other resources where --set says so."""
+    from sweeps import expand, failures, plan, retry
 
+    failures.check_classes(classes or ())
     sweep = expand.load(file, assignments or ())
-    _launch(sweep, results, wait, retry_filter(failed or not stale, stale, run or ()))
+    retry.check_assignments(assignments or (), plan.sweep_folder(sweep.name, results))
+    _launch(sweep, results, wait, retry.wanted(failed or not stale, stale, run or (), classes or ()))
 
 
 def _launch(sweep: Sweep, results: Path, wait: bool, wanted: Callable[[RunState], bool] | None = None) -> None:
@@ -122,60 +115,6 @@ def _follow(sweep: Sweep, folder: Path) -> int:
 def _how_to_follow(sweep: Sweep, results: Path) -> str:
     where = "" if results == Path("results") else f" --results {results}"
     return f"follow: bench sweep status {sweep.path}{where} --watch · stop: bench sweep cancel {sweep.path}{where}"
-
-
-@app.command("status")
-def status_command(
-    target: Target,
-    results: Results = Path("results"),
-    watch: Annotated[bool, typer.Option("--watch", help="Follow until nothing runs any more.")] = False,
-    by: Annotated[str | None, typer.Option(metavar="task|domain", help="What to count by.")] = None,
-    assignments: Assignments = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say where the runs are: pending, running, stale, failed or done, as their directories tell."""
-    from bench.errors import UserError
-    from sweeps import expand, follow, plan, record, state, text
-
-    if by not in (None, "task", "domain"):
-        raise UserError(f"--by {by}: valid are task, domain")
-    if target.is_dir():
-        folder = target
-
-        def read() -> list[RunState]:
-            return state.read_folder(folder)
-    else:
-        sweep = expand.load(target, assignments or ())
-        folder = plan.sweep_folder(sweep.name, results)
-
-        def read() -> list[RunState]:
-            return state.read_all(folder, sweep.runs)
-
-    if watch:
-        try:
-            follow.follow(text.console(), folder, read)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-    runs, live = read(), record.live(folder)
-    eta_s = follow.eta_s(runs, live)
-    if as_json:
-        typer.echo(json.dumps(_status_json(folder, runs, eta_s, [launched.name for launched in live]), indent=2))
-        return
-    out = text.console()
-    eta = f"{text.plural(len(live), 'launch')} working, ETA {text.duration(eta_s)}" if live else "no launch is working"
-    text.show_status(out, str(folder), runs, by, eta)
-
-
-def _status_json(folder: Path, runs: list[RunState], eta_s: float | None, launches: list[str]) -> dict[str, Any]:
-    from sweeps import plan
-
-    return {
-        "folder": str(folder),
-        "counts": plan.counts(runs),
-        "eta_s": eta_s,
-        "launches": launches,
-        "runs": [plan.run_json(run) for run in runs],
-    }
 
 
 @app.command("cancel")

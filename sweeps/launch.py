@@ -197,16 +197,6 @@ def _start(
     return launched
 
 
-def retry_filter(failed: bool, stale: bool, patterns: Sequence[str]) -> Callable[[RunState], bool]:
-    """Which runs `retry` starts: failed or stale ones, and only those that a pattern names where there are any."""
-    states = {name for name, on in (("failed", failed), ("stale", stale)) if on}
-
-    def wanted(run: RunState) -> bool:
-        return run.state in states and (not patterns or record.matches(run.spec.run_id, patterns))
-
-    return wanted
-
-
 @dataclass(frozen=True)
 class Cancelled:
     """What a cancellation did."""

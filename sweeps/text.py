@@ -11,12 +11,14 @@ from rich.table import Table
 
 from sweeps import plan
 from sweeps.cost import FleetCost, makespan_s
+from sweeps.failures import FailureGroup
 from sweeps.launch import Launched, worker_options
 from sweeps.plan import Fleet, Plan
 from sweeps.state import STATES, RunState
 
 MOST_FLEETS_SHOWN = 24
 MOST_FAILURES_SHOWN = 20
+MOST_RUNS_OF_A_GROUP = 5
 MOST_TASKS_BY_NAME = 24
 """With more tasks than this, status counts by domain."""
 
@@ -170,6 +172,27 @@ def show_failures(out: Console, runs: Sequence[RunState]) -> None:
         )
 
 
+def show_failure_groups(out: Console, groups: Sequence[FailureGroup], runs: int, target: str) -> None:
+    """Each group of runs that failed alike: how many, why, where, one traceback and a cure."""
+    failed = sum(len(group.failures) for group in groups)
+    if not failed:
+        out.print(f"no run has failed so: {plural(runs, 'run')} looked at", soft_wrap=True)
+        return
+    kinds = ", ".join(dict.fromkeys(group.first.kind.title for group in groups))
+    out.print(f"{failed} of {plural(runs, 'run')} failed ({kinds})", soft_wrap=True)
+    for group in groups:
+        first = group.first
+        out.print(f"\n{len(group.failures)} × {first.kind.title}, {first.place}", style="bold red", soft_wrap=True)
+        out.print(f"  {first.error}", soft_wrap=True)
+        names = [failure.run.spec.run_id for failure in group.failures[:MOST_RUNS_OF_A_GROUP]]
+        more = len(group.failures) - len(names)
+        out.print(f"  {', '.join(names)}{f' and {more} more' if more else ''}", soft_wrap=True)
+        for line in first.traceback.splitlines():
+            out.print(f"    {line}", style="dim", soft_wrap=True)
+        out.print(f"  cure: {first.kind.cure}", soft_wrap=True)
+        out.print(f"  again: bench sweep retry {target} --class {first.kind.name}", soft_wrap=True)
+
+
 def show_ended(out: Console, runs: Sequence[RunState]) -> None:
     """Runs that would have to go on from a smaller budget but cannot."""
     if runs:
@@ -193,7 +216,11 @@ def show_launched(out: Console, launched: Launched, described: str | None, file:
         out.print(f"{plural(len(launched.done), 'run')} done already: skipped", soft_wrap=True)
     if launched.failed:
         count = plural(len(launched.failed), "run")
-        out.print(f"{count} failed before: skipped; `bench sweep retry {file}` starts them again", soft_wrap=True)
+        out.print(
+            f"{count} failed before: skipped; `bench sweep failures {file}` says why, "
+            f"`bench sweep retry {file}` starts them again",
+            soft_wrap=True,
+        )
         show_failures(out, launched.failed)
     show_ended(out, launched.ended)
     if launched.record is None and not launched.busy:

@@ -80,7 +80,8 @@ def test_launch_wait_failure_and_retry(write: Write, results: Path, behave: Beha
     assert waited.stdout.rstrip().splitlines()[-1].startswith("failed sac/cup-catch/seed2-")
     assert waited.stdout.rstrip().endswith(": ValueError: the reward was not a number")
     again = call("launch", file, "--results", results)
-    assert f"1 run failed before: skipped; `bench sweep retry {file}` starts them again" in again.stdout
+    assert "1 run failed before: skipped; " in again.stdout
+    assert f"`bench sweep failures {file}` says why, `bench sweep retry {file}` starts them again" in again.stdout
     value = json.loads(call("status", file, "--results", results, "--json").stdout)
     assert value["counts"] == {"pending": 0, "running": 0, "stale": 0, "failed": 1, "done": 1}
     assert [run["error"] for run in value["runs"]] == [None, "ValueError: the reward was not a number"]
