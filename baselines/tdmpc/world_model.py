@@ -5,16 +5,15 @@ Shapes: R runs, ... any batch, O observation, A action, L latent, Q = 2 Q-functi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from agents.conv import Conv2d, ConvLayer, ConvStack
+from agents.conv import ConvLayer, ConvStack
 from agents.nn import LayerNorm, Linear, ema_update
-from baselines.sac import orthogonal_init
+from baselines.networks import orthogonal_init
 from baselines.tdmpc.hyperparameters import Hyperparameters
 from bench.seeding import derive_seed
 
@@ -23,7 +22,6 @@ NOISE_CLIP = 0.3
 """Largest size of the policy's noise."""
 ACTION_LIMIT = 1 - 1e-6
 """Largest size of the policy's action."""
-RELU_GAIN = math.sqrt(2)
 KERNELS_AND_STRIDES = ((7, 2), (5, 2), (3, 2), (3, 2))
 
 
@@ -101,9 +99,6 @@ class WorldModel(nn.Module):
         """Orthogonal weights (gain 1, convolutions sqrt 2), biases 0, no initial reward or Q."""
         for run, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(derive_seed(seed, "init"))
-            for layer in self.encoder.modules():
-                if isinstance(layer, Conv2d):
-                    nn.init.orthogonal_(layer.weight[run], gain=RELU_GAIN, generator=generator)
             for net in (self.encoder, self.dynamics, self.reward_head, self.policy_head):
                 orthogonal_init(net, slice(run, run + 1), generator)
             orthogonal_init(self.q_heads, slice(NUM_Q * run, NUM_Q * (run + 1)), generator)

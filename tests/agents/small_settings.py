@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "mlp_dim": 16,
         "latent_dim": 8,
         "num_channels": 4,
+        "image_size": 42,
         "num_samples": 40,
         "num_elites": 6,
         "iterations": 2,

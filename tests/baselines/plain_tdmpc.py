@@ -22,7 +22,7 @@ from baselines.tdmpc.hyperparameters import Hyperparameters
 
 CPU = torch.device("cpu")
 SPEC = AgentSpec(obs_shape=(5,), obs_kind="state", action_size=2, episode_agent_steps=10, budget_agent_steps=1000)
-PIXELS = replace(SPEC, obs_shape=(6, 41, 41), obs_kind="rgb")
+PIXELS = replace(SPEC, obs_shape=(6, 41, 41), obs_kind="rgb", frame_stack=2)
 SMALL = {
     "enc_dim": 12,
     "mlp_dim": 16,
