@@ -46,7 +46,7 @@ BUILT_IN = (
         name="tdmpc2",
         agent="agents.tdmpc2.agent:TDMPC2",
         hyperparameters="agents.tdmpc2.hyperparameters:Hyperparameters",
-        obs_kinds=("state",),
+        obs_kinds=("state", "rgb"),
         max_fleet=None,
         summary="MPPI planning in the latent space of a decoder-free world model (Hansen, Su, Wang 2024)",
     ),

@@ -114,7 +114,7 @@ def _open_run(path: Path, overrides: Mapping[str, Any], seed: int, device: torch
         raise UserError(f"{path} has no intact checkpoint yet: train it first, or let it go on")
     hyperparameters = resolve_hyperparameters(spec.agent, spec.hyperparameters | dict(overrides))
     entry = get_agent(spec.agent)
-    told = agent_spec(run)
+    told = agent_spec(spec)
     agent = entry.load()(told, entry.hyperparameters_model()(**hyperparameters), [seed], device)
     try:
         agent.load_state_dict([state["agent"]])

@@ -229,7 +229,12 @@ class AuthorsFile:
         else:
             one = chosen[0]
             spec = AgentSpec(
-                self._obs_shape, self.obs_kind, one.action_size, one.episode_agent_steps, one.budget_agent_steps
+                self._obs_shape,
+                self.obs_kind,
+                one.action_size,
+                one.episode_agent_steps,
+                one.budget_agent_steps,
+                frame_stack=self._obs_shape[0] // 3 if self.obs_kind == "rgb" else 1,
             )
         agent = TDMPC2(spec, hp, [seed], device)
         parameters = agent.model.state_dict()

@@ -10,6 +10,7 @@ from agents.registry import resolve_hyperparameters
 from agents.tdmpc2.agent import TDMPC2
 from agents.tdmpc2.hyperparameters import ARCHITECTURES, Hyperparameters
 from bench.errors import UserError
+from bench.tasks import get
 
 
 def live(agent, seeds, calls):
@@ -130,6 +131,13 @@ def test_defaults_are_size_five_and_every_field_is_explained():
     assert Hyperparameters().model_dump().items() >= ARCHITECTURES[5].items()
     for name, field in Hyperparameters.model_fields.items():
         assert field.description, name
+
+
+def test_terminations_are_learned_where_the_task_has_them():
+    task = get("walker-walk")
+    assert Hyperparameters.task_defaults(task, "state") == {}
+    ending = Hyperparameters(**Hyperparameters.task_defaults(replace(task, terminates=True), "state"))
+    assert (ending.episodic, ending.rho, ending.discount(1000)) == (True, 0.7, 0.99)
 
 
 @pytest.mark.parametrize(

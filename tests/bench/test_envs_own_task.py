@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -203,3 +204,7 @@ def test_it_trains_with_early_ends(tmp_path: Path, agent: str, overrides: str) -
     assert [int(row["env_steps"]) for row in rows] == [0, 0, 250, 250, 500, 500]
     assert all(1 <= int(row["length"]) <= 50 for row in rows)
     assert any(int(row["length"]) < 50 for row in rows)
+    if agent == "tdmpc2":  # its termination head is on by itself where the row says that episodes end
+        assert json.loads(written.with_name("run.json").read_text())["spec"]["hyperparameters"]["episodic"] is True
+        trained = list(csv.DictReader(written.with_name("train.csv").open()))
+        assert float(trained[-1]["termination_loss"]) < 0.5  # of a guess: 0.69

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pixel_agent import install
 from typer.testing import CliRunner
 
+from agents import registry
 from agents.registry import resolve_hyperparameters
-from bench import checkpoint
+from bench import checkpoint, tasks
 from bench.envs import make
 from bench.errors import UserError
 from bench.failures import EXIT_DONE
@@ -178,8 +181,23 @@ def test_a_run_and_its_checkpoints(agent: str, tmp_path: Path) -> None:
         evaluate(str(one.path))
 
 
+@pytest.fixture
+def brief_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The task brief-balance, of 20 agent steps, that another package brings."""
+    install(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    caches = (registry._registered, tasks._table, tasks._sets)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
 @pytest.mark.whole
-def test_a_table_and_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("brief_task")
+@pytest.mark.parametrize("rgb", [False, True])
+def test_a_table_and_a_video(rgb: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.envs.rendering import choose_backend
 
     try:
@@ -187,10 +205,13 @@ def test_a_table_and_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     except UserError as error:
         pytest.skip(str(error))
     monkeypatch.setattr("bench.evaluation.VIDEO_PIXELS", 32)
-    path = save(tmp_path)
-    result = CliRunner().invoke(
-        app, ["eval", str(path), "mpc=false", "--episodes", "1", "--video", str(tmp_path / "videos")]
-    )
-    assert result.exit_code == 0, result.output
-    assert "cartpole-balance" in result.stdout.splitlines()[2]
-    assert (tmp_path / "videos" / "cartpole-balance-seed1.mp4").stat().st_size > 1000
+    if rgb:
+        torch.save(build(5, "2025", rgb=True, action=1), tmp_path / "brief-balance-1.pt")
+    else:
+        save(tmp_path, "brief-balance-1.pt")
+    arguments = [str(tmp_path / "brief-balance-1.pt"), "mpc=false", "--episodes", "1", "--env-workers", "1"]
+    result = CliRunner().invoke(app, ["eval", *arguments, "--video", str(tmp_path / "videos")], catch_exceptions=False)
+    assert result.exit_code == 0
+    task, seed, episodes, *_, length = result.stdout.splitlines()[2].split()
+    assert (task, seed, episodes, length) == ("brief-balance", "1", "1", "20")
+    assert (tmp_path / "videos" / "brief-balance-seed1.mp4").stat().st_size > 500
