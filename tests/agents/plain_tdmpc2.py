@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import tee
 
 import torch
 from torch import nn
@@ -88,6 +89,9 @@ class Recorder(Noise):
     def choose(self, count, members):
         return self._keep(super().choose(count, members))
 
+    def integers(self, *arguments):
+        return self._keep(super().integers(*arguments))
+
     def dropout_mask(self, p, *shape):
         return self._keep(super().dropout_mask(p, *shape))
 
@@ -149,6 +153,42 @@ class PlainMLP(nn.Module):
         return out
 
 
+class PlainConv(nn.Module):
+    """Copy of one run's encoder of images: (B, C, size, size) -> (B, L)."""
+
+    def __init__(self, encoder, index):
+        super().__init__()
+        self.group, self.layers = encoder.simnorm_dim, nn.ModuleList()
+        for layer in encoder.convs.layers:
+            _, outputs, inputs, kernel, _ = layer.weight.shape
+            conv = nn.Conv2d(inputs, outputs, kernel, layer.stride)
+            conv.weight.data.copy_(layer.weight.data[index])
+            conv.bias.data.copy_(layer.bias.data[index])
+            self.layers.append(conv)
+
+    def forward(self, images):
+        x = images / 255 - 0.5
+        for layer in self.layers[:-1]:
+            x = torch.relu(layer(x))
+        x = self.layers[-1](x).reshape(len(images), -1)
+        pieces = [piece.exp() / piece.exp().sum(-1, keepdim=True) for piece in x.split(self.group, -1)]
+        return torch.cat(pieces, -1)
+
+    def flat(self, attribute=None):
+        show = attribute or (lambda p: p.data)
+        return [show(p) for layer in self.layers for p in (layer.weight, layer.bias)]
+
+
+def shifted(images, offsets, pad=3):
+    """Each image (C, size, size) of a batch padded by repetition, then cut out at an offset in 0 .. 2 pad."""
+    out = []
+    for image, (down, right) in zip(images, offsets.tolist(), strict=True):
+        size = image.shape[-1]
+        wide = nn.functional.pad(image[None].double(), (pad,) * 4, mode="replicate")[0]
+        out.append(wide[:, down : down + size, right : right + size])
+    return torch.stack(out)
+
+
 def join(x, embedding, action=None):
     """Observation or latent state, then the embedding of its task if there are several, then the action."""
     return torch.cat([part for part in (x, embedding, action) if part is not None], -1)
@@ -160,8 +200,10 @@ class PlainRun:
     def __init__(self, agent, run):
         self.hp, self.gamma, self.action_size, self.tasks = agent.hp, agent.gamma, agent.action_size, agent.spec.tasks
         m, k = agent.model, agent.hp.num_q
-        self.encoder, self.dynamics, self.reward, self.policy = (
-            PlainMLP(net, run) for net in (m.encoder, m.dynamics, m.reward_head, m.policy_head)
+        self.rgb = agent.spec.obs_kind == "rgb"
+        self.encoder = PlainConv(m.encoder, run) if self.rgb else PlainMLP(m.encoder, run)
+        self.dynamics, self.reward, self.policy = (
+            PlainMLP(net, run) for net in (m.dynamics, m.reward_head, m.policy_head)
         )
         self.q = [PlainMLP(m.online_q, run * k + i) for i in range(k)]
         self.target_q = [PlainMLP(m.target_q, run * k + i) for i in range(k)]
@@ -245,13 +287,17 @@ class PlainRun:
     @torch.no_grad()
     def td_target(self, batch, run, draws):
         """Sample by sample; (H, B)."""
+        shifts = next(draws) if self.rgb else None
         eps, pair = next(draws), next(draws)
         target = torch.zeros(batch.reward.shape[1:])
         tasks = self.tasks_of(batch, run)
         for t in range(target.shape[0]):
             for b in range(target.shape[1]):
                 e = self.embed(tasks[b])
-                z = self.encoder(join(batch.obs[run, t + 1, b], e))
+                if self.rgb:
+                    z = self.encoder(shifted(batch.obs[run, t + 1, b : b + 1], shifts[t, b : b + 1]))[0]
+                else:
+                    z = self.encoder(join(batch.obs[run, t + 1, b], e))
                 action = self.sample(z, eps[t, b], tasks[b], e)[0]
                 za = join(z, e, action)
                 q = min(float(self.decode(self.target_q[int(head)](za))) for head in pair)
@@ -267,12 +313,18 @@ class PlainRun:
         hp, horizon = self.hp, self.hp.horizon
         size = batch.obs.shape[2]
         with torch.no_grad():
+            draws, again = tee(draws)
             target = self.td_target(batch, run, draws)
             tasks = self.tasks_of(batch, run)
-            next_z = [self.encoder(join(batch.obs[run, t + 1], self.embed(tasks))) for t in range(horizon)]
-        mask = next(draws).unflatten(1, (horizon, size)) if hp.dropout else None
+            if self.rgb:
+                shifts = next(again)
+                next_z = [self.encoder(shifted(batch.obs[run, t + 1], shifts[t])) for t in range(horizon)]
+            else:
+                next_z = [self.encoder(join(batch.obs[run, t + 1], self.embed(tasks))) for t in range(horizon)]
         e = self.embed(tasks)
-        z = self.encoder(join(batch.obs[run, 0], e))
+        start = shifted(batch.obs[run, 0], next(draws)) if self.rgb else join(batch.obs[run, 0], e)
+        mask = next(draws).unflatten(1, (horizon, size)) if hp.dropout else None
+        z = self.encoder(start)
         zs, consistency, reward, value = [z], 0.0, 0.0, 0.0
         for t in range(horizon):
             weight, za = hp.rho**t, join(z, e, batch.action[run, t])
@@ -376,7 +428,7 @@ class PlainRun:
         hp, a = self.hp, self.action_size
         task = torch.tensor(task)
         e, mask = self.embed(task), self.mask(task)
-        z0 = self.encoder(join(obs, e))
+        z0 = self.encoder(shifted(obs[None], next(draws)[env : env + 1]))[0] if self.rgb else self.encoder(join(obs, e))
         sequences = [[] for _ in range(hp.num_pi_trajs)]
         latents = [z0] * hp.num_pi_trajs
         for _ in range(hp.horizon):
