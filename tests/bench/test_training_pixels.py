@@ -160,7 +160,6 @@ def test_from_the_command_line_in_the_learners_process(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["train", "pixel", "cup-catch", "--obs", "state"], "unknown observation kind of pixel 'state': valid are rgb"),
-        (["train", "sac", "cup-catch", "--obs", "rgb"], "unknown observation kind of sac 'rgb': "),
         (["train", "pixel", "mw-push"], "obs=rgb is not to be had for mw-push: domain metaworld gives state"),
         (["train", "pixel", "cup-catch", "image_size=0"], "pictures of size 0, 2 stacked: both must be at least 1"),
         (["sweep", "plan", "s.yaml"], "s.yaml:3: tasks: obs=rgb is not to be had for myo-reach"),
