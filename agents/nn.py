@@ -23,28 +23,34 @@ class Linear(nn.Module):
         runs: R. An ensemble of K members a run passes R * K and keeps members of one run next to each other.
         inputs: size of the input.
         outputs: size of the output.
+        bias: whether to add one; without it the maps are linear.
     """
 
-    def __init__(self, runs: int, inputs: int, outputs: int, device: torch.device | None = None) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, runs: int, inputs: int, outputs: int, device: torch.device | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(runs, inputs, outputs, device=device))
-        self.bias = nn.Parameter(torch.zeros(runs, 1, outputs, device=device))
+        zeros = nn.Parameter(torch.zeros(runs, 1, outputs, device=device)) if bias else None
+        self.register_parameter("bias", zeros)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
 
 class LayerNorm(nn.Module):
     """LayerNorm over the last dimension with a scale and shift for each run, `(R, M, size)`."""
 
-    def __init__(self, runs: int, size: int, device: torch.device | None = None) -> None:
+    def __init__(self, runs: int, size: int, device: torch.device | None = None, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.eps = size, eps
         self.weight = nn.Parameter(torch.ones(runs, 1, size, device=device))
         self.bias = nn.Parameter(torch.zeros(runs, 1, size, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = nn.functional.layer_norm(x, (self.size,), eps=LAYER_NORM_EPS)
+        normed = nn.functional.layer_norm(x, (self.size,), eps=self.eps)
         return torch.addcmul(self.bias, normed, self.weight)
 
 

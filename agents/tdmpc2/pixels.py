@@ -53,7 +53,7 @@ class PixelEncoder(nn.Module):
         for layer in self.convs.layers:
             assert isinstance(layer, Conv2d)
             bound = 1 / math.sqrt(layer.weight[0, 0].numel())
-            for parameter in (layer.weight, layer.bias):
+            for parameter in layer.parameters():
                 for part, generator in zip(parameter, generators, strict=True):
                     part.copy_((torch.rand(part.shape, generator=generator) * 2 - 1) * bound)
 
