@@ -82,6 +82,14 @@ BUILT_IN = (
         max_fleet=None,
         summary="soft actor-critic from pixels with a contrastive loss (Laskin, Srinivas, Abbeel 2020)",
     ),
+    AgentEntry(
+        name="dreamerv3",
+        agent="baselines.dreamerv3.agent:DreamerV3",
+        hyperparameters="baselines.dreamerv3.hyperparameters:Hyperparameters",
+        obs_kinds=("state", "rgb"),
+        max_fleet=None,
+        summary="a policy learned in the imagination of a recurrent world model (Hafner et al. 2023)",
+    ),
 )
 
 
