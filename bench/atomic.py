@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def nothing() -> None:
+    """The check of a file that has no owner."""
+
+
+def write_bytes(path: Path, data: bytes, check: Callable[[], None] = nothing) -> None:
     """Write a file aside, flush it to disk and rename it over `path`.
+
+    Args:
+        check: called right before the renaming; what it raises leaves `path` as it was.
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is then as it was before.
@@ -22,25 +30,31 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)
+        check()
         os.replace(aside, path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, check: Callable[[], None] = nothing) -> None:
     """`write_bytes` for text in UTF-8."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), check)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, check: Callable[[], None] = nothing) -> None:
     """`write_text` for a JSON value, indented; keys stay in the order given."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n", check)
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append text and flush it to disk. A crash can tear the last line; `whole_lines` repairs that."""
+def append_text(path: Path, text: str, check: Callable[[], None] = nothing) -> None:
+    """Append text and flush it to disk. A crash can tear the last line; `whole_lines` repairs that.
+
+    Args:
+        check: called with the file open, right before the append.
+    """
     with path.open("a", encoding="utf-8") as file:
+        check()
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -38,7 +38,8 @@ def save(run: RunDir, agent_steps: int, state: dict[str, Any]) -> None:
     run.checkpoints.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, "agent_steps": agent_steps, **state}, buffer)
-    atomic.write_bytes(_path(run, agent_steps), buffer.getvalue())
+    atomic.write_bytes(_path(run, agent_steps), buffer.getvalue(), run.guard)
+    run.guard()
     for old in saved_agent_steps(run)[:-KEEP]:
         _path(run, old).unlink()
 
@@ -80,6 +81,7 @@ def load_common(runs: list[RunDir]) -> tuple[int, list[dict[str, Any]]] | None:
 
 def discard_after(run: RunDir, agent_steps: int) -> None:
     """Remove checkpoints later than `agent_steps`: a fleet that goes on from there will write them anew."""
+    run.guard()
     for later in saved_agent_steps(run):
         if later > agent_steps:
             _path(run, later).unlink()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 75
-"""Every run done; some run failed (failed.json says why); stopped at a checkpoint, the same command goes on."""
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST = 0, 1, 75, 76
+"""Every run done; some run failed (failed.json says why); stopped at a checkpoint, the same command goes on; another
+process has taken a run over, and nothing more was written to it."""
 
 
 class RunsFailed(Exception):

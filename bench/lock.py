@@ -1,4 +1,16 @@
-"""One writer for each run directory."""
+"""One writer for each run directory, also on file systems that several machines share.
+
+The lock is a file made with O_EXCL, which NFS, Lustre and GPFS keep exclusive; no flock. It is stale, and taken over,
+when its process is gone from this machine, or, where its process cannot be seen from here, when neither the lock nor
+the run's heartbeat has changed for `STALE_AFTER_S` by the file system's own clock.
+
+A process that was only cut off or suspended may wake up after its lock was taken over. It must not write then, so
+every write is prepared, then the lock is checked, then the write is committed; and whoever takes over first makes
+worthless what others have prepared:
+
+- files are written aside under a hidden name and renamed: the successor removes hidden files, the rename then fails;
+- files are opened, then appended to: the successor replaces them by copies, the append then goes to a nameless file.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +18,93 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
+from bench.provenance import job_id
 from bench.rundir import STALE_AFTER_S, RunDir
+
+ASKED_EVERY_S = 5.0
+
+
+class LockLost(Exception):
+    """Another process has taken this run over: nothing may be written to it any more."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock."""
+
+    process: Process
+    token: str
+    """Different for every time that a lock is taken."""
+    job_id: str | None
+    """Its Slurm job."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Holder:
+        """The inverse of `to_json`."""
+        return cls(Process.from_json(value["process"]), value["token"], value["job_id"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"process": self.process.to_json(), "token": self.token, "job_id": self.job_id}
 
 
 class RunLock:
-    """Exclusive right to write one run directory.
-
-    A lock file made with O_EXCL. A lock is stale, and taken over, when its process is gone from this machine, or, held
-    on another machine, when the run's heartbeat has been silent for `STALE_AFTER_S`.
-    """
+    """Exclusive right to write one run directory."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self.path: Path = run.path / "lock"
+        self.wanted: Path = run.path / "lock.wanted"
+        self._token: str | None = None
+
+    # Taking it
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Take the lock; the run directory checks it at every write from now on.
 
         Raises:
             UserError: another live process trains this run.
         """
         for _ in range(2):
+            me = Holder(Process.current(), uuid.uuid4().hex, job_id())
             try:
                 handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             except FileExistsError:
-                owner = _read_owner(self.path)
-                if owner is not None and not self._gone(owner):
-                    raise self._taken(owner) from None
-                self._remove_stale(owner)
+                holder = _read(self.path)
+                if holder is not None and not self._gone(holder):
+                    raise self._taken(holder) from None
+                self._remove_stale(holder)
                 continue
             with os.fdopen(handle, "w") as file:
-                json.dump(Process.current().to_json(), file)
+                json.dump(me.to_json(), file)
                 file.flush()
                 os.fsync(file.fileno())
+            self._token = me.token
+            self.run.guard = self.check
+            self.run.discard_prepared()
+            self.wanted.unlink(missing_ok=True)
             return
         raise UserError(f"cannot take {self.path}: another process keeps taking it")
 
-    def _taken(self, owner: Process) -> UserError:
+    def _taken(self, holder: Holder) -> UserError:
+        owner = holder.process
         return UserError(
             f"run {self.run.spec.run_id} is being trained by process {owner.pid} on {owner.host}: "
             "wait for it, or end that process"
         )
 
-    def _remove_stale(self, owner: Process | None) -> None:
+    def _remove_stale(self, holder: Holder | None) -> None:
         """Move a stale lock away. Renaming is atomic: of several processes that try, one gets it, and one that catches
         the fresh lock of another puts it back."""
         aside = self.path.with_name(f"lock.stale-{socket.gethostname()}-{os.getpid()}")
@@ -61,8 +112,8 @@ class RunLock:
             self.path.rename(aside)
         except FileNotFoundError:
             return
-        caught = _read_owner(aside)
-        if caught is None or caught == owner or self._gone(caught):
+        caught = _read(aside)
+        if caught is None or caught == holder or self._gone(caught):
             aside.unlink()
             return
         with contextlib.suppress(FileExistsError):
@@ -70,25 +121,80 @@ class RunLock:
         aside.unlink()
         raise self._taken(caught)
 
-    def _gone(self, owner: Process) -> bool:
-        if owner.is_here:
-            return not owner.alive
-        beat = self.run.read_json("heartbeat")
-        last = beat["time"] if beat else self.path.stat().st_mtime
-        return time.time() - float(last) > STALE_AFTER_S
+    def _gone(self, holder: Holder) -> bool:
+        if holder.process.is_here:
+            return not holder.process.alive
+        return self._silent_s() > STALE_AFTER_S
+
+    def _silent_s(self) -> float:
+        """Seconds since the lock and the heartbeat last changed. A file made now tells the file system's time: the
+        clocks of two machines may differ by minutes."""
+        with tempfile.NamedTemporaryFile(dir=self.run.path, prefix=".now-") as now:
+            current = os.fstat(now.fileno()).st_mtime
+        changed = [0.0]
+        for path in (self.path, self.run.path / "heartbeat"):
+            with contextlib.suppress(FileNotFoundError):
+                changed.append(path.stat().st_mtime)
+        return current - max(changed)
+
+    # Holding it
+
+    def check(self) -> None:
+        """Make sure that the lock is still ours. Opening the file makes NFS ask its server.
+
+        Raises:
+            LockLost: somebody else has it.
+        """
+        holder = _read(self.path)
+        if holder is None:
+            time.sleep(0.5)  # one who tried to take it has moved it aside, sees its mistake, and puts it back
+            holder = _read(self.path)
+        if self._token is None or holder is None or holder.token != self._token:
+            whom = f"process {holder.process.pid} on {holder.process.host}" if holder else "another process"
+            raise LockLost(f"{self.run.path} was taken over by {whom}: this process stops without writing to it")
 
     def release(self) -> None:
-        """Give the lock back."""
-        self.path.unlink(missing_ok=True)
+        """Give the lock back; one that was lost is left to whoever has it."""
+        with contextlib.suppress(LockLost):
+            self.check()
+            self.path.unlink(missing_ok=True)
+            self.run.guard = atomic.nothing
+        self._token = None
+
+    # Asking for it
+
+    def holder(self) -> Holder | None:
+        """Who holds the lock; None where it is free or stale."""
+        holder = _read(self.path)
+        return None if holder is None or self._gone(holder) else holder
+
+    def ask_for(self) -> None:
+        """Ask the holder to let go: it checkpoints and ends within seconds, if it lives."""
+        self.wanted.touch()
 
 
-def _read_owner(path: Path) -> Process | None:
+class AskedToLetGo:
+    """Whether somebody asks for one of the locks that are held here; looks every few seconds."""
+
+    def __init__(self, locks: Sequence[RunLock], every_s: float = ASKED_EVERY_S) -> None:
+        self.locks, self.every_s = list(locks), every_s
+        self._looked_at = time.monotonic()
+        self._asked = False
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._looked_at > self.every_s:
+            self._looked_at = time.monotonic()
+            self._asked = any(lock.wanted.exists() for lock in self.locks)
+        return self._asked
+
+
+def _read(path: Path) -> Holder | None:
     """Who holds a lock file; None where it is gone, or was never filled in by an owner that died."""
     for wait_s in (1.0, 0.0):
         try:
-            return Process.from_json(json.loads(path.read_text()))
+            return Holder.from_json(json.loads(path.read_text()))
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             time.sleep(wait_s)  # made a moment ago, perhaps, and about to be filled in
     return None

@@ -20,12 +20,14 @@ class Process:
     pid: int
     started_ticks: int
     """Clock ticks between the machine's boot and the start of the process (field 22 of /proc/<pid>/stat)."""
+    space: str = ""
+    """The machine's boot and the pid namespace: two machines, or containers of one, may have the same host name."""
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
         """The process that has this pid now; None where there is none (or only its remains)."""
         ticks = _started_ticks(pid)
-        return None if ticks is None else cls(socket.gethostname(), pid, ticks)
+        return None if ticks is None else cls(socket.gethostname(), pid, ticks, pid_space())
 
     @classmethod
     def current(cls) -> Process:
@@ -37,7 +39,7 @@ class Process:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Process:
         """The inverse of `to_json`."""
-        return cls(value["host"], value["pid"], value["started_ticks"])
+        return cls(value["host"], value["pid"], value["started_ticks"], value.get("space", ""))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,8 +47,8 @@ class Process:
 
     @property
     def is_here(self) -> bool:
-        """Whether it belongs to this machine."""
-        return self.host == socket.gethostname()
+        """Whether it belongs to this machine and could be seen from here."""
+        return self.host == socket.gethostname() and self.space in ("", pid_space())
 
     @property
     def alive(self) -> bool:
@@ -79,6 +81,12 @@ def wait_gone(processes: Sequence[Process], timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def pid_space() -> str:
+    """Names the boot and the pid namespace that this process lives in."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().partition("-")[0]
+    return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _started_ticks(pid: int) -> int | None:

@@ -6,6 +6,7 @@ Light on purpose: torch is asked only where a GPU is used, and by then it is loa
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shlex
@@ -19,6 +20,9 @@ from typing import Any
 import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+SNAPSHOT_JSON = "snapshot.json"
+"""In a copy of the code that jobs run: its hash, and the commit and changes of the checkout it was made from."""
+
 DIFF_CAP_BYTES = 200_000
 UNTRACKED_CAP = 100
 PACKAGES = (
@@ -48,11 +52,12 @@ def collect(device: str, checkout: Path = CHECKOUT) -> dict[str, Any]:
         checkout: the folder whose git commit is recorded.
 
     Returns:
-        commit, dirty, diff, diff_sha256, untracked and commit_error (why there is no commit) · host, cpu, cpu_count
-        (that this process may use), memory_gb · device, gpu, driver, cuda · python, versions · job_id, pid, command.
+        snapshot (hash of the copy of the code that runs), commit, dirty, diff, diff_sha256, untracked and commit_error
+        (why there is no commit) · host, cpu, cpu_count (that this process may use), memory_gb · device, gpu, driver,
+        cuda · python, versions · job_id, pid, command.
     """
     return {
-        **git_state(checkout),
+        **_code_state(checkout),
         "host": socket.gethostname(),
         "cpu": _cpu_model(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -65,6 +70,15 @@ def collect(device: str, checkout: Path = CHECKOUT) -> dict[str, Any]:
         "pid": os.getpid(),
         "command": shlex.join(sys.orig_argv),
     }
+
+
+def _code_state(checkout: Path) -> dict[str, Any]:
+    """`git_state`, with the hash of the snapshot where the code is one."""
+    try:
+        taken: dict[str, Any] = json.loads((checkout / SNAPSHOT_JSON).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {"snapshot": None, **git_state(checkout)}
+    return taken
 
 
 def git_state(checkout: Path) -> dict[str, Any]:

@@ -10,11 +10,12 @@ behind the last whole episode is cut away by the next append. Light on purpose: 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bench import atomic
 from bench.errors import UserError
 from bench.replay_segment import Episode, Layout, Record, Segment, missing, scan, segment_name
 
@@ -27,15 +28,20 @@ class ReplayLog:
     Args:
         folder: the `replay/` folder of the run directory; made by the first append.
         segment_bytes: a segment that has reached this size is followed by a new one.
+        check: called before every write is committed (see `bench.lock`).
 
     Raises:
         UserError: a segment is missing, or damaged in a way that no crash explains.
     """
 
-    def __init__(self, folder: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, segment_bytes: int = SEGMENT_BYTES, check: Callable[[], None] = atomic.nothing
+    ) -> None:
         self.folder = folder
         self.segment_bytes = segment_bytes
-        self._segments = [scan(path) for path in sorted(folder.glob("*.episodes"))]
+        self.check = check
+        # An empty file was made by a process that died, or lost the run, before it wrote to it.
+        self._segments = [scan(path) for path in sorted(folder.glob("*.episodes")) if path.stat().st_size]
         for before, segment in pairwise(self._segments):
             if before.is_torn:
                 raise before.damaged()
@@ -63,15 +69,19 @@ class ReplayLog:
             UserError: the log holds fewer episodes than that.
         """
         self._check_reaches(position)
+        self.check()
         # From the end backwards, so that a crash in between leaves a shorter log and never a gap.
         while self._segments and self._segments[-1].first >= position:
             self._segments.pop().path.unlink()
-        if self._segments and self._segments[-1].last > position:
-            segment = self._segments[-1]
+        if not self._segments:
+            return
+        segment = self._segments[-1]
+        if segment.last > position:
             segment.end = segment.records[position - segment.first].start
             del segment.records[position - segment.first :]
-            with segment.path.open("r+b") as file:
-                _cut(file, segment.end)
+        # A copy, not a cut: what a process that lost this run still appends then goes to a file without a name.
+        with segment.path.open("rb") as file:
+            atomic.write_bytes(segment.path, file.read(segment.end), self.check)
 
     def read(self, position: int, last_transitions: int) -> Iterator[Episode]:
         """The last episodes before number `position` that together hold at most `last_transitions`, oldest first.
@@ -99,6 +109,7 @@ class ReplayLog:
         for segment, record in self._backwards(position):
             transitions += record.transitions
             if transitions >= keep_transitions:
+                self.check()
                 # From the beginning onwards, so that a crash in between leaves no gap.
                 while self._segments[0] is not segment:
                     self._segments.pop(0).path.unlink()
@@ -156,9 +167,11 @@ class ReplayLog:
     def _write(self, segment: Segment, data: bytes) -> None:
         if segment.end == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.check()
             segment.path.touch()
             _sync_folder(self.folder)
         with segment.path.open("r+b", buffering=0) as file:
+            self.check()
             _cut(file, segment.end)  # what a crash left behind the last whole episode
             file.seek(segment.end)
             try:

@@ -20,7 +20,7 @@ import io
 import json
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,10 +53,15 @@ class Progress:
 
 
 class RunDir:
-    """One run directory. Every write is atomic, or an append that a reader can repair."""
+    """One run directory. Every write is atomic, or an append that a reader can repair.
+
+    Attributes:
+        guard: called before every write is committed; the holder of the run's lock has it raise once the lock is lost.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.guard: Callable[[], None] = atomic.nothing
 
     @classmethod
     def create(cls, sweep_folder: Path, spec: RunSpec) -> RunDir:
@@ -102,6 +107,19 @@ class RunDir:
         return self.path / "replay"
 
     # Reading
+
+    def newest_checkpoint(self) -> int:
+        """Agent steps of the newest checkpoint that lies there; 0 where there is none."""
+        return max((int(path.stem) for path in self.checkpoints.glob("[0-9]*.pt")), default=0)
+
+    def silent_deaths(self) -> int:
+        """How many attempts in a row, up to the last, began at the newest checkpoint and ended without a word."""
+        count, here = 0, self.newest_checkpoint()
+        for attempt in reversed(self.info()["attempts"]):
+            if "outcome" in attempt or attempt.get("from_agent_steps") != here:
+                break
+            count += 1
+        return count
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the directory; None where it does not exist.
@@ -177,13 +195,27 @@ class RunDir:
 
     # Writing
 
+    def discard_prepared(self) -> None:
+        """Remove files that were written aside and not yet renamed: left behind, or of a process that lost the run."""
+        for folder in (self.path, self.checkpoints, self.replay):
+            for aside in folder.glob(".*"):
+                aside.unlink(missing_ok=True)
+
     def begin_attempt(self, provenance: Mapping[str, Any]) -> int:
         """Record an attempt with its provenance; clears an earlier failure. Returns its number, from 1."""
         info = self.info()
-        info["attempts"].append({"started": now(), **provenance})
-        atomic.write_json(self.run_json, info)
+        info["attempts"].append({"started": now(), "from_agent_steps": self.newest_checkpoint(), **provenance})
+        atomic.write_json(self.run_json, info, self.guard)
+        self.guard()
         (self.path / "failed.json").unlink(missing_ok=True)
         return len(info["attempts"])
+
+    def end_attempt(self, outcome: str) -> None:
+        """Say how the last attempt ended: done, failed or interrupted; one that is killed says nothing."""
+        info = self.info()
+        if info["attempts"]:
+            info["attempts"][-1] |= {"ended": now(), "outcome": outcome}
+            atomic.write_json(self.run_json, info, self.guard)
 
     def update_spec(self, spec: RunSpec) -> None:
         """Take over a new budget or evaluation schedule of the same run."""
@@ -191,7 +223,7 @@ class RunDir:
         if info["hash"] != spec.hash:
             raise UserError(f"{self.path} holds another run (hash {info['hash']})")
         info["spec"] = spec.model_dump()
-        atomic.write_json(self.run_json, info)
+        atomic.write_json(self.run_json, info, self.guard)
 
     def append_rows(self, path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to a CSV file of the directory, with a header where it is new; flushed to disk."""
@@ -200,7 +232,7 @@ class RunDir:
         if not path.exists():
             writer.writeheader()
         writer.writerows(rows)
-        atomic.append_text(path, text.getvalue())
+        atomic.append_text(path, text.getvalue(), self.guard)
 
     def append_eval(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append evaluation episodes, one row each (columns of `EVAL_CSV`)."""
@@ -221,6 +253,7 @@ class RunDir:
         for path, agent_steps in ((self.eval_csv, eval_agent_steps), (self.train_csv, train_agent_steps)):
             lines = atomic.whole_lines(path)
             if not lines:
+                self.guard()
                 path.unlink(missing_ok=True)
                 continue
             column = lines[0].split(",").index("agent_steps")
@@ -228,7 +261,7 @@ class RunDir:
             kept = [
                 line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= agent_steps
             ]
-            atomic.write_text(path, "\n".join([lines[0], *kept]) + "\n")
+            atomic.write_text(path, "\n".join([lines[0], *kept]) + "\n", self.guard)
         lines = atomic.whole_lines(self.eval_csv)[1:]
         reached = int(lines[-1].split(",")[list(EVAL_CSV).index("agent_steps")]) if lines else -1
         if reached < eval_agent_steps:
@@ -240,17 +273,18 @@ class RunDir:
     def beat(self, **values: Any) -> None:
         """Say that the run lives: env_steps, agent_steps_per_s, return, wall_s."""
         owner = {"time": time.time(), "process": Process.current().to_json(), "ended": False}
-        atomic.write_json(self.path / "heartbeat", owner | values)
+        atomic.write_json(self.path / "heartbeat", owner | values, self.guard)
 
     def end_beat(self) -> None:
         """Say that the process let go of the run."""
         beat = self.read_json("heartbeat")
         if beat is not None:
-            atomic.write_json(self.path / "heartbeat", beat | {"ended": True})
+            atomic.write_json(self.path / "heartbeat", beat | {"ended": True}, self.guard)
 
     def mark_done(self, **values: Any) -> None:
         """The budget is reached."""
-        atomic.write_json(self.path / "done.json", {"ended": now(), **values})
+        atomic.write_json(self.path / "done.json", {"ended": now(), **values}, self.guard)
+        self.end_attempt("done")
 
     def mark_failed(self, error: BaseException, **values: Any) -> None:
         """The run stopped with an error."""
@@ -263,7 +297,9 @@ class RunDir:
                 "traceback": "".join(traceback.format_exception(error)),
                 **values,
             },
+            self.guard,
         )
+        self.end_attempt("failed")
 
 
 def now() -> str:

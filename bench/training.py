@@ -113,7 +113,7 @@ class Fleet:
             spec, entry.hyperparameters_model()(**first.hyperparameters), seeds, self.device
         )
         self.replay = Replay.of_agent(self.agent.replay, spec, seeds, self.device)
-        self.logs = [ReplayLog(run.replay) for run in runs]
+        self.logs = [ReplayLog(run.replay, check=run.guard) for run in runs]
         self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
         self.collector = Collector(self.specs, options.env_workers)
         self.evaluator: Evaluator | None = None
@@ -325,9 +325,9 @@ class Fleet:
             if run in self.failures:
                 continue
             self.monitor.final_beat(run, self.counters.agent_steps, self.counters.wall_s[run])
+            run_dir.mark_done(**self._stamp(run), **self.monitor.resources(), replay_kept=self.options.keep_replay)
             if not self.options.keep_replay:
                 shutil.rmtree(run_dir.replay, ignore_errors=True)
-            run_dir.mark_done(**self._stamp(run), **self.monitor.resources(), replay_kept=self.options.keep_replay)
 
     def close(self) -> None:
         """End the environments' processes."""

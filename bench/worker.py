@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import sys
@@ -14,8 +15,8 @@ from rich.console import Console
 
 from bench import checkpoint, provenance
 from bench.errors import UserError
-from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RunsFailed
-from bench.lock import RunLock
+from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST, RunsFailed
+from bench.lock import AskedToLetGo, LockLost, RunLock
 from bench.progress import Monitor
 from bench.rundir import RunDir
 from bench.sinks import TrackedRun, make_sinks
@@ -54,6 +55,7 @@ def train_runs(
         for lock in locks:
             lock.acquire()
             taken.append(lock)
+        asked = AskedToLetGo(taken)
         unfinished = [run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"]
         for run in unfinished:
             check_extendable(run)
@@ -63,15 +65,22 @@ def train_runs(
         pending = lockstep_groups(unfinished)
         failed = False
         while pending:
-            outcome = _train_fleet(pending.pop(0), options, console, interrupted)
+            outcome = _train_fleet(pending.pop(0), options, console, lambda: interrupted() or asked())
             if outcome is None:
+                for run in unfinished:
+                    if run.progress(run.spec.budget_env_steps).state == "running":
+                        run.end_attempt("interrupted")
                 return EXIT_INTERRUPTED
             failed = failed or outcome.failed
             pending = lockstep_groups(outcome.survivors) + pending
         return EXIT_FAILED if failed else EXIT_DONE
+    except LockLost as lost:
+        sys.stderr.write(f"{lost}\n")
+        return EXIT_LOST
     finally:
         for lock in taken:
-            lock.run.end_beat()
+            with contextlib.suppress(LockLost):
+                lock.run.end_beat()
             lock.release()
 
 
@@ -92,6 +101,8 @@ def _train_fleet(
     try:
         fleet = Fleet(runs, options, sinks, monitor, interrupted)
         return Outcome(failed=False) if fleet.train() else None
+    except LockLost:
+        raise
     except RunsFailed as failure:
         errors = failure.errors
     except Exception as whatever:  # noqa: BLE001 - whatever it is belongs into failed.json, with its traceback

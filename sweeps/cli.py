@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeps import cli_read
-from sweeps.options import AsJson, Assignments, Classes, Patterns, Results, SweepFile, Target, Wait
+from sweeps.options import AsJson, Assignments, Classes, Cluster, Patterns, Results, SweepFile, Target, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sweeps.executor import Executor
     from sweeps.expand import Sweep
     from sweeps.state import RunState
 
@@ -26,21 +27,32 @@ app.registered_commands += cli_read.app.registered_commands
 def plan_command(
     file: SweepFile,
     results: Results = Path("results"),
+    cluster: Cluster = None,
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a sweep, what is already done, and what the rest will cost. Starts nothing."""
-    from sweeps import expand
+    sweep, _ = _load(file, cluster, assignments)
+    _show_plan(sweep, results, as_json)
 
-    _show_plan(expand.load(file, assignments or ()), results, as_json)
+
+def _load(file: Path, cluster: str | None, assignments: list[str] | None) -> tuple[Sweep, Executor]:
+    """The sweep with its resources as they will be where it runs, and what runs it."""
+    from dataclasses import replace
+
+    from sweeps import executors, expand
+
+    of_sweep, of_profile = executors.split_assignments(assignments or ())
+    sweep, executor = expand.load(file, of_sweep), executors.choose(cluster, of_profile)
+    return replace(sweep, resources=executor.planned(sweep.resources)), executor
 
 
 def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
-    from sweeps import cost, devices, measured, plan, text
+    from sweeps import cost, measured, plan, text
 
     known = measured.read(results)
     made = plan.make(sweep, results, known)
-    device = devices.resolve(sweep.resources.device)
+    device = sweep.resources.device
     costs = cost.cost(made.fleets, device, known)
     if as_json:
         typer.echo(json.dumps(cost.plan_json(made, costs, device), indent=2))
@@ -52,18 +64,28 @@ def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
 def launch_command(
     file: SweepFile,
     results: Results = Path("results"),
+    cluster: Cluster = None,
     wait: Wait = False,
     assignments: Assignments = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, and what would be submitted; start nothing.")
+    ] = False,
 ) -> None:
     """Start every run that is neither done nor running nor failed; returns at once unless told to wait."""
-    from sweeps import expand
-
-    sweep = expand.load(file, assignments or ())
+    sweep, executor = _load(file, cluster, assignments)
     if dry_run:
         _show_plan(sweep, results, as_json=False)
+        _show_scripts(sweep, results, executor)
         return
-    _launch(sweep, results, wait)
+    _launch(sweep, results, executor, wait)
+
+
+def _show_scripts(sweep: Sweep, results: Path, executor: Executor) -> None:
+    from sweeps import launch, text
+
+    out = text.console()
+    for number, script in enumerate(launch.rehearse(sweep, results, executor), 1):
+        out.print(f"Submission {number}, given to sbatch:\n\n{script}", soft_wrap=True)
 
 
 @app.command("retry")
@@ -74,23 +96,28 @@ def retry_command(
     stale: Annotated[bool, typer.Option("--stale", help="Runs whose process is gone.")] = False,
     classes: Classes = None,
     run: Patterns = None,
+    cluster: Cluster = None,
     wait: Wait = False,
     assignments: Assignments = None,
 ) -> None:
     """Start failed runs again, from their last checkpoint; with other resources where --set says so."""
-    from sweeps import expand, failures, plan, retry
+    from sweeps import failures, plan, retry
 
     failures.check_classes(classes or ())
-    sweep = expand.load(file, assignments or ())
+    sweep, executor = _load(file, cluster, assignments)
     retry.check_assignments(assignments or (), plan.sweep_folder(sweep.name, results))
-    _launch(sweep, results, wait, retry.wanted(failed or not stale, stale, run or (), classes or ()))
+    _launch(sweep, results, executor, wait, retry.wanted(failed or not stale, stale, run or (), classes or ()))
 
 
-def _launch(sweep: Sweep, results: Path, wait: bool, wanted: Callable[[RunState], bool] | None = None) -> None:
+def _launch(
+    sweep: Sweep,
+    results: Path,
+    executor: Executor,
+    wait: bool,
+    wanted: Callable[[RunState], bool] | None = None,
+) -> None:
     from sweeps import launch, plan, text
-    from sweeps.local import LocalExecutor
 
-    executor = LocalExecutor()
     out = text.console()
     launched = launch.launch(sweep, results, executor, wanted or plan.is_startable)
     described = executor.describe(launched.record) if launched.record else None
@@ -128,11 +155,10 @@ def cancel_command(
 ) -> None:
     """Stop a sweep's runs. They checkpoint first: launching again goes on from there."""
     from sweeps import launch, plan, spec, text
-    from sweeps.local import LocalExecutor
 
     out = text.console()
     folder = target if target.is_dir() else plan.sweep_folder(spec.read(target)[1].name, results)
-    cancelled = launch.cancel(folder, LocalExecutor(), patterns or (), grace_s)
+    cancelled = launch.cancel(folder, patterns or (), grace_s)
     for described in cancelled.stopped:
         out.print(f"stopped {described}", soft_wrap=True)
     for described in cancelled.elsewhere:

@@ -52,8 +52,14 @@ class Document:
         return UserError(f"{self.path}{line}: {key}{message}")
 
 
-def load(path: Path) -> Document:
+def load(
+    path: Path, kind: str = "sweep file", example: str = "sweeps/quickstart.yaml", keys: str = "name, agents, tasks"
+) -> Document:
     """Read a YAML file whose top level is a mapping.
+
+    Args:
+        path: the file.
+        kind, example, keys: what it should be, for the messages.
 
     Raises:
         UserError: no such file, not YAML, a key given twice, or no mapping; one line with file and line.
@@ -62,9 +68,7 @@ def load(path: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(
-            f"{path}: cannot be read: {reason}; give a sweep file, for example sweeps/quickstart.yaml"
-        ) from error
+        raise UserError(f"{path}: cannot be read: {reason}; give a {kind}, for example {example}") from error
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -79,7 +83,7 @@ def load(path: Path) -> Document:
     finally:
         loader.dispose()
     if not isinstance(data, dict):
-        raise UserError(f"{path}: not a sweep file: the top level must be a mapping with the keys name, agents, tasks")
+        raise UserError(f"{path}: not a {kind}: the top level must be a mapping with the keys {keys}")
     return Document(path, data, lines)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import getpass
-import os
-import socket
+import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
 from bench.rundir import RunDir
-from sweeps import devices, measured, plan, record
+from sweeps import executors, measured, plan, record, snapshot
+from sweeps.executor import Executor, Placement
 from sweeps.expand import Sweep
 from sweeps.plan import Fleet
 from sweeps.record import LaunchRecord
@@ -26,27 +27,6 @@ WORKER = (sys.executable, "-m", "bench", "worker")
 
 GRACE_S = 60.0
 """Time that a worker has for its checkpoint when it is cancelled."""
-
-
-class Executor(Protocol):
-    """A way to run the slots of a launch: on this machine, or on a cluster."""
-
-    name: str
-
-    def submit(self, record: LaunchRecord) -> None:
-        """Start jobs that pull the fleets of a recorded launch, and return at once."""
-        ...
-
-    def cancel(self, record: LaunchRecord, run_ids: Collection[str] | None, grace_s: float) -> list[Process]:
-        """Stop a launch, or only its work on some runs; after `grace_s` seconds by force.
-
-        Returns the processes stopped by force.
-        """
-        ...
-
-    def describe(self, record: LaunchRecord) -> str:
-        """Which jobs a launch has, on one line."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,37 +47,16 @@ class Launched:
 
 
 def worker_options(resources: Resources) -> list[str]:
-    """What every worker of a sweep is told, besides its run directories."""
+    """What every worker of a sweep is told, besides its run directories; from `Executor.planned` resources."""
     options = {
-        "--device": devices.resolve(resources.device),
+        "--device": resources.device,
         "--env-workers": resources.env_workers,
-        "--threads": threads(resources),
+        "--threads": resources.threads,
         "--checkpoint-every-s": resources.checkpoint_every_s,
     }
     flags = [flag for flag, on in (("--video", resources.video), ("--keep-replay", resources.keep_replay)) if on]
     sinks = [part for sink in resources.sinks for part in ("--sink", sink)]
     return [str(part) for option in options.items() for part in option] + flags + sinks
-
-
-def threads(resources: Resources) -> int:
-    """Threads of one learner: as asked, else this machine's cores shared by the workers of all slots."""
-    workers = resources.slots * max(resources.pack.values())
-    return resources.threads or max(1, len(os.sched_getaffinity(0)) // workers)
-
-
-def visible_gpus(resources: Resources, slots: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each slot: its share of `resources.gpus`, else what this process sees (None: all)."""
-    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if resources.gpus is None:
-        return [inherited] * slots
-    names = inherited.split(",") if inherited else None
-    try:
-        chosen = [names[gpu] if names else str(gpu) for gpu in resources.gpus]
-    except IndexError as error:
-        raise UserError(
-            f"resources.gpus is {list(resources.gpus)}, but CUDA_VISIBLE_DEVICES shows {inherited} only"
-        ) from error
-    return [chosen[slot % len(chosen)] for slot in range(slots)]
 
 
 def launch(
@@ -127,13 +86,15 @@ def launch(
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --results") from error
     known = measured.read(results)
+    sweep = replace(sweep, resources=executor.planned(sweep.resources))
     with record.locked(folder / ".launch" / "lock"):
+        live = record.live(folder)
         runs = plan.make(sweep, results).runs
-        busy = _busy(folder, runs)
+        busy = _busy(live, runs)
         taken = {run.spec.run_id for group in busy.values() for run in group}
         start = [run for run in runs if run.spec.run_id not in taken and wanted(run)]
         fleets = plan.group(sweep, start, known)
-        launched = _start(sweep, folder, fleets, executor, worker or WORKER) if fleets else None
+        launched = _start(sweep, folder, fleets, executor, worker or WORKER, live) if fleets else None
     chosen = {run.spec.run_id for run in start}
     return Launched(
         folder,
@@ -146,9 +107,31 @@ def launch(
     )
 
 
-def _busy(folder: Path, runs: Sequence[RunState]) -> dict[str, list[RunState]]:
+def rehearse(sweep: Sweep, results: Path, executor: Executor) -> list[str]:
+    """The scripts that a launch would submit, in order; none on this machine. Writes nothing.
+
+    Only the time, in the launch's name, will be another.
+
+    Raises:
+        UserError: the executor would refuse.
+    """
+    sweep = replace(sweep, resources=executor.planned(sweep.resources))
+    made = plan.make(sweep, results)
+    live = record.live(made.folder)
+    taken = {run.spec.run_id for group in _busy(live, made.runs).values() for run in group}
+    start = [run for run in made.runs if run.spec.run_id not in taken and plan.is_startable(run)]
+    fleets = plan.group(sweep, start, measured.read(results))
+    if not fleets:
+        return []
+    root = made.folder.absolute() / ".launch"
+    code = root / "code" / snapshot.content_hash()
+    return executor.scripts(
+        root / record.new_name(), str(code), executor.place(sweep.resources, [fleet.pack for fleet in fleets])
+    )
+
+
+def _busy(live: Sequence[LaunchRecord], runs: Sequence[RunState]) -> dict[str, list[RunState]]:
     """Runs that are training, or queued by a launch that lives, by who has them."""
-    live = record.live(folder)
     owners = {run_id: f"launch {launched.name}" for launched in live for run_id in launched.owned()}
     busy: dict[str, list[RunState]] = {}
     for run in runs:
@@ -164,37 +147,85 @@ def _owner(run: RunState) -> str:
 
 
 def _start(
-    sweep: Sweep, folder: Path, fleets: Sequence[Fleet], executor: Executor, worker: Sequence[str]
+    sweep: Sweep,
+    folder: Path,
+    fleets: Sequence[Fleet],
+    executor: Executor,
+    worker: Sequence[str],
+    live: Sequence[LaunchRecord],
 ) -> LaunchRecord:
-    slots = plan.slots(sweep.resources.slots, fleets)
+    placement = executor.place(sweep.resources, [fleet.pack for fleet in fleets])
+    launched: LaunchRecord | None = None
+    before = {run.directory.path / "failed.json": run for fleet in fleets for run in fleet.runs if run.error}
+    failures = {path: path.read_bytes() for path in before if path.exists()}
+    run_ids = [run_id for fleet in fleets for run_id in fleet.run_ids]
+    try:
+        for earlier in live:
+            earlier.release(run_ids)  # a failed run of a fleet that still trains: what becomes of it is now our concern
+        launched = _record(sweep, folder, fleets, executor, worker, placement)
+        for fleet in fleets:
+            for run in fleet.runs:
+                directory = RunDir.create(folder, run.spec)
+                if directory.spec != run.spec:
+                    directory.update_spec(run.spec)
+                (directory.path / "failed.json").unlink(missing_ok=True)
+        executor.submit(launched)
+    except (UserError, OSError) as error:
+        _undo(launched, failures)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot write below {folder}: {error.strerror}; nothing was started: make room, or choose another folder "
+            "with --results"
+        ) from error
+    return launched
+
+
+def _record(
+    sweep: Sweep,
+    folder: Path,
+    fleets: Sequence[Fleet],
+    executor: Executor,
+    worker: Sequence[str],
+    placement: Placement,
+) -> LaunchRecord:
+    """Write down what is about to be launched, and copy the code that it will run."""
+    code = snapshot.take(folder / ".launch")
     info: dict[str, Any] = {
         "sweep": str(sweep.path.resolve()),
         "set": list(sweep.assignments),
         "user": getpass.getuser(),
         "executor": executor.name,
+        "code": str(code.resolve()),
+        "python": sys.executable,
         "worker": list(worker),
         "worker_options": worker_options(sweep.resources),
-        "slots": slots,
-        "threads": threads(sweep.resources),
-        "visible_gpus": visible_gpus(sweep.resources, slots),
+        "slots": placement.slots,
+        "tasks": placement.tasks,
+        "threads": sweep.resources.threads,
+        "visible_gpus": placement.visible_gpus,
         "grace_s": GRACE_S,
         "fleets": [{"title": fleet.title(), "runs": fleet.run_ids, "pack": fleet.pack} for fleet in fleets],
         "retried": [
             {"run": run.spec.run_id, "error": run.error} for fleet in fleets for run in fleet.runs if run.error
         ],
+        **placement.info,
     }
-    run_ids = [run_id for fleet in fleets for run_id in fleet.run_ids]
-    for earlier in record.live(folder):
-        earlier.release(run_ids)  # a failed run of a fleet that still trains: what becomes of it is now our concern
-    launched = LaunchRecord.create(folder, sweep.path, info)
-    for fleet in fleets:
-        for run in fleet.runs:
-            directory = RunDir.create(folder, run.spec)
-            if directory.spec != run.spec:
-                directory.update_spec(run.spec)
-            (directory.path / "failed.json").unlink(missing_ok=True)
-    executor.submit(launched)
-    return launched
+    return LaunchRecord.create(folder, sweep.path, info)
+
+
+def _undo(launched: LaunchRecord | None, failures: Mapping[Path, bytes]) -> None:
+    """After a launch that did not come about: failed runs have failed as before. What is queued stays recorded."""
+    queued: set[str] = set()
+    if launched is not None:
+        queued = {
+            run_id for slot in launched.jobs() for fleet in launched.tasks[slot] for run_id in launched.fleets[fleet]
+        }
+        if not queued:
+            shutil.rmtree(launched.path, ignore_errors=True)
+    for path, content in failures.items():
+        if not path.exists() and not any(path.parent.match(run_id) for run_id in queued):
+            atomic.write_bytes(path, content)
 
 
 @dataclass(frozen=True)
@@ -210,21 +241,21 @@ class Cancelled:
     """Launches of other machines, which can only be stopped there."""
 
 
-def cancel(folder: Path, executor: Executor, patterns: Sequence[str] = (), grace_s: float = GRACE_S) -> Cancelled:
+def cancel(folder: Path, patterns: Sequence[str] = (), grace_s: float = GRACE_S) -> Cancelled:
     """Stop a sweep's launches, or only the runs that a pattern names. Workers checkpoint first: a launch goes on later.
 
     Args:
         folder: the sweep's folder.
-        executor: what runs the slots.
         patterns: globs over run ids (see `record.matches`); none: everything.
-        grace_s: time for a worker's checkpoint, after which it is killed.
+        grace_s: time for a worker's checkpoint, after which it is killed; on Slurm the cluster's KillWait says it.
     """
     stopped, runs, killed, elsewhere = [], [], [], []
-    for launched in record.records(folder):
+    for launched in record.with_jobs(record.records(folder)):
+        executor = executors.of(launched)
         processes = [process for slot in launched.slots() for process in slot.processes.values()]
         if not launched.alive and not any(process.alive for process in processes):
             continue
-        if launched.info["host"] != socket.gethostname():
+        if not executor.reaches(launched):
             elsewhere.append(executor.describe(launched))
             continue
         owned = launched.owned()

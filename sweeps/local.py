@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from bench.errors import UserError
 from bench.processes import Process, kill, wait_gone
+from sweeps import devices, plan, snapshot
+from sweeps.executor import Placement
 from sweeps.record import LaunchRecord
 from sweeps.slot import run_slot
+from sweeps.spec import Resources
 
 TIMEOUT_MIN = 366 * 24 * 60
 """submitit ends a job after its timeout; a local sweep has none, and a year says so."""
@@ -21,6 +26,19 @@ class LocalExecutor:
     """Slots on this machine that outlive the shell they were started from."""
 
     name = "local"
+
+    def place(self, resources: Resources, packs: Sequence[int]) -> Placement:
+        """As many slots as the sweep asks for; each takes the next fleet that nobody has."""
+        slots = min(resources.slots, plan.units(packs))
+        return Placement(slots, visible_gpus(resources, slots))
+
+    def planned(self, resources: Resources) -> Resources:
+        """The device that this machine has, unless the sweep says which; its cores shared by the slots."""
+        return resources.model_copy(update={"device": devices.resolve(resources.device), "threads": threads(resources)})
+
+    def scripts(self, launch_folder: Path, code: str, placement: Placement) -> list[str]:
+        """Nothing is given to anybody."""
+        return []
 
     def submit(self, record: LaunchRecord) -> None:
         """Start the slots of a launch.
@@ -38,6 +56,7 @@ class LocalExecutor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env={**os.environ, **snapshot.environment(record.info["code"])},
                 start_new_session=True,
                 check=False,
             )
@@ -78,12 +97,37 @@ class LocalExecutor:
         wait_gone(_processes(record, "slot", "controller"), 2.0)
         return killed + kill(_processes(record, "worker", "slot", "controller"))
 
+    def reaches(self, record: LaunchRecord) -> bool:
+        """Whether its slots are on this machine."""
+        return bool(record.info["host"] == socket.gethostname())
+
     def describe(self, record: LaunchRecord) -> str:
         """`launch 20260101-120000: 2 slots on this machine (process 41, 42)`."""
         pids = [str(slot.processes["slot"].pid) for slot in record.slots() if "slot" in slot.processes]
         shown = f" (process {', '.join(pids)})" if pids else ""
         count = record.info["slots"]
         return f"launch {record.name}: {count} slot{'s' if count > 1 else ''} on {record.info['host']}{shown}"
+
+
+def threads(resources: Resources) -> int:
+    """Threads of one learner: as asked, else this machine's cores shared by the workers of all slots."""
+    workers = resources.slots * max(resources.pack.values())
+    return resources.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def visible_gpus(resources: Resources, slots: int) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each slot: its share of `resources.gpus`, else what this process sees (None: all)."""
+    inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if resources.gpus is None:
+        return [inherited] * slots
+    names = inherited.split(",") if inherited else None
+    try:
+        chosen = [names[gpu] if names else str(gpu) for gpu in resources.gpus]
+    except IndexError as error:
+        raise UserError(
+            f"resources.gpus is {list(resources.gpus)}, but CUDA_VISIBLE_DEVICES shows {inherited} only"
+        ) from error
+    return [chosen[slot % len(chosen)] for slot in range(slots)]
 
 
 def _processes(record: LaunchRecord, *roles: str) -> list[Process]:

@@ -15,6 +15,14 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Put over the file: seeds=3, resources.slots=2, agent.horizon=5."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROFILE",
+        help="A cluster profile, such as sweeps/profiles/slurm-example.yaml; its keys can be set too: "
+        "--set cluster.time_h=4. This machine where none is given.",
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow until all runs have ended; exit code 1 if any failed.")]
 Classes = Annotated[
     list[str] | None,

@@ -125,8 +125,12 @@ def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement
 
 def slots(most: int, fleets: Iterable[Fleet]) -> int:
     """How many slots have something to do: `most` of them, or one for each fleet or pack of fleets."""
-    packs = Counter(fleet.pack for fleet in fleets)
-    return min(most, sum(-(-count // pack) for pack, count in packs.items()))
+    return min(most, units([fleet.pack for fleet in fleets]))
+
+
+def units(packs: Iterable[int]) -> int:
+    """How many fleets and packs of fleets there are, by the pack that each fleet belongs to."""
+    return sum(-(-count // pack) for pack, count in Counter(packs).items())
 
 
 def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:

@@ -6,6 +6,7 @@
               /slots/        a file for each slot: its processes; its age is the slot's heartbeat
               /claims/       a file for each fleet that a slot took
               /released.json runs that the launch no longer owns (cancelled, or taken over by a retry)
+              /jobs.json     on Slurm: which job has which slots
               /logs/         output of the workers, a pair of files for each fleet
 """
 
@@ -27,6 +28,8 @@ from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, now
+from sweeps import slurm_state
+from sweeps.slurm_state import JobState
 
 
 @contextmanager
@@ -62,6 +65,7 @@ class LaunchRecord:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.job_states: Mapping[str, JobState] = {}
         self.info: dict[str, Any] = json.loads((path / "launch.json").read_text())
 
     @classmethod
@@ -69,7 +73,7 @@ class LaunchRecord:
         """Record a launch; its name is the time. `info` holds fleets, worker, slots and what else is to be known."""
         root = sweep_folder / ".launch"
         while True:
-            path = root / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            path = root / new_name()
             try:
                 path.mkdir(parents=True)
                 break
@@ -101,6 +105,16 @@ class LaunchRecord:
         """How many workers of one slot train side by side, for each fleet."""
         return [fleet.get("pack", 1) for fleet in self.info["fleets"]]
 
+    @property
+    def on_slurm(self) -> bool:
+        """Whether its slots are jobs of a cluster."""
+        return bool(self.info["executor"] == "slurm")
+
+    @property
+    def tasks(self) -> list[list[int]]:
+        """The fleets of each slot, where slots do not simply take the next one."""
+        return self.info.get("tasks") or []
+
     # Slots
 
     def slots(self) -> list[Slot]:
@@ -113,15 +127,23 @@ class LaunchRecord:
             found.append(Slot(value["index"], value["job_id"], value["host"], age_s, processes))
         return found
 
-    def write_slot(self, index: int, processes: Mapping[str, Process], job_id: str | None = None) -> None:
-        """Say which processes a slot has, and its job; what is not named stays as it was."""
+    def write_slot(
+        self, index: int, processes: Mapping[str, Process], job_id: str | None = None, attempt: int | None = None
+    ) -> None:
+        """Say which processes a slot has, its job, and which attempt of the job; what is not named stays as it was."""
         path = self._slot_file(index)
-        with locked(self.path / "lock"):
+        with locked(path.with_suffix(".lock")):
             value = json.loads(path.read_text()) if path.exists() else {"index": index, "job_id": None, "processes": {}}
             value["host"] = socket.gethostname()
             value["job_id"] = job_id or value["job_id"]
+            value["attempt"] = attempt or value.get("attempt", 1)
             value["processes"] |= {role: process.to_json() for role, process in processes.items()}
             atomic.write_json(path, value)
+
+    def attempt(self, index: int) -> int:
+        """The newest attempt of a slot's job that has begun; 0 before the first."""
+        path = self._slot_file(index)
+        return int(json.loads(path.read_text())["attempt"]) if path.exists() else 0
 
     def beat(self, index: int) -> None:
         """Say that a slot lives, to machines that cannot see its process."""
@@ -132,8 +154,37 @@ class LaunchRecord:
 
     @property
     def alive(self) -> bool:
-        """Whether any slot still takes work."""
+        """Whether any slot still takes work; on Slurm, whether any of its jobs waits or runs (see `with_jobs`)."""
+        if self.on_slurm:
+            return any(state.queued for state in self.job_states.values())
         return any(slot.alive for slot in self.slots())
+
+    # Jobs of a cluster
+
+    def jobs(self) -> dict[int, str]:
+        """Slurm's job of each slot: slot -> `41`, or `41_7` for a task of an array. Empty on this machine."""
+        path = self.path / "jobs.json"
+        if not path.exists():
+            return {}
+        found = {}
+        for part in json.loads(path.read_text()):
+            for task in range(part["count"]):
+                found[part["first"] + task] = f"{part['job_id']}_{task}" if part["array"] else part["job_id"]
+        return found
+
+    def add_jobs(self, job_id: str, first: int, count: int, array: bool) -> None:
+        """Note that a job, or an array of as many tasks, has the slots from `first` on."""
+        path = self.path / "jobs.json"
+        parts = json.loads(path.read_text()) if path.exists() else []
+        atomic.write_json(path, [*parts, {"job_id": job_id, "first": first, "count": count, "array": array}])
+
+    def forget_jobs(self) -> None:
+        """None of its jobs is queued any more, and none has begun."""
+        (self.path / "jobs.json").unlink(missing_ok=True)
+
+    def is_queued(self, job_id: str) -> bool:
+        """Whether a job waits or runs, as Slurm said when it was asked last (see `with_jobs`)."""
+        return job_id in self.job_states and self.job_states[job_id].queued
 
     # Claims
 
@@ -151,11 +202,14 @@ class LaunchRecord:
             for index, run_ids in enumerate(self.fleets):
                 if packs[index] != pack or released.issuperset(run_ids) or not self._free(index):
                     continue
-                who = {"slot": slot, "role": role, "owner": owner.to_json()}
-                claim = {**who, "claimed": now(), "ended": None, "exit_code": None}
-                atomic.write_json(self._claim_file(index), claim)
+                self.claim(index, slot, owner, role)
                 return index
         return None
+
+    def claim(self, index: int, slot: int, owner: Process, role: str = "worker") -> None:
+        """Note that a slot has a fleet, and which of its workers will train it."""
+        who = {"slot": slot, "role": role, "owner": owner.to_json()}
+        atomic.write_json(self._claim_file(index), {**who, "claimed": now(), "ended": None, "exit_code": None})
 
     def end_claim(self, index: int, exit_code: int | None) -> None:
         """The fleet's worker ended."""
@@ -212,12 +266,27 @@ class LaunchRecord:
         """Runs that this launch is training or will train; none once its slots are gone."""
         if not self.alive:
             return set()
-        open_fleets = [
-            run_ids
-            for index, run_ids in enumerate(self.fleets)
-            if (claim := self._claim(index)) is None or claim["ended"] is None
-        ]
-        return {run_id for run_ids in open_fleets for run_id in run_ids} - self.released()
+        fleets: Iterable[int] = range(len(self.fleets))
+        if self.on_slurm:
+            fleets = [fleet for slot, job in self.jobs().items() if self.is_queued(job) for fleet in self.tasks[slot]]
+        return {run_id for index in fleets if self.is_open(index) for run_id in self.fleets[index]} - self.released()
+
+    def is_open(self, index: int) -> bool:
+        """Whether a fleet waits or trains."""
+        claim = self._claim(index)
+        return claim is None or claim["ended"] is None
+
+    def unreleased_fleets(self) -> set[int]:
+        """Fleets that wait or train, with a run that the launch still owns."""
+        released = self.released()
+        return {
+            index for index, runs in enumerate(self.fleets) if self.is_open(index) and not released.issuperset(runs)
+        }
+
+
+def new_name() -> str:
+    """The name of a launch that is made now: the time in UTC."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def records(sweep_folder: Path) -> list[LaunchRecord]:
@@ -236,8 +305,22 @@ def records(sweep_folder: Path) -> list[LaunchRecord]:
 
 
 def live(sweep_folder: Path) -> list[LaunchRecord]:
-    """The launches whose slots still work."""
-    return [record for record in records(sweep_folder) if record.alive]
+    """The launches whose slots still work.
+
+    Raises:
+        UserError: a launch's file is damaged, or there are launches on Slurm and it does not answer.
+    """
+    return [record for record in with_jobs(records(sweep_folder)) if record.alive]
+
+
+def with_jobs(launches: Sequence[LaunchRecord]) -> Sequence[LaunchRecord]:
+    """The same launches, with the present states of their Slurm jobs: Slurm is asked once for all of them."""
+    on_slurm = [record for record in launches if record.on_slurm]
+    if on_slurm:
+        found = slurm_state.states(*on_slurm)
+        for record in on_slurm:
+            record.job_states = {job: found[job] for job in record.jobs().values()}
+    return launches
 
 
 def matches(run_id: str, patterns: Sequence[str]) -> bool:

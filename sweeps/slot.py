@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 
 from bench.errors import UserError
-from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST
 from bench.processes import Process
 from bench.rundir import RunDir
+from sweeps import snapshot
 from sweeps.record import LaunchRecord
 
 BEAT_EVERY_S = 10.0
@@ -29,8 +30,16 @@ POLL_S = 0.1
 STDERR_TAIL_LINES = 20
 
 
+MOST_DEATHS = 3
+"""A run whose attempts end without a word so often, all from the same checkpoint, has failed."""
+
+
 class WorkerDied(Exception):
     """A worker ended without saying what became of its runs."""
+
+
+class DiedRepeatedly(Exception):
+    """Attempts at a run ended without a word, one after the other, and none reached another checkpoint."""
 
 
 def run_slot(launch: str, index: int) -> None:
@@ -44,7 +53,9 @@ def run_slot(launch: str, index: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class Ended:
+    """How a worker ended."""
+
     exit_code: int
     stderr: list[str]
     """The last lines."""
@@ -53,14 +64,21 @@ class _Ended:
 class Slot:
     """A slot of a launch, in the process that runs it."""
 
+    own_session = True
+    """Whether a worker gets a session of its own, and whatever is left of it is killed when it ends."""
+
     def __init__(self, record: LaunchRecord, index: int) -> None:
         self.record, self.index = record, index
         self.stopping = False
 
-    def work(self) -> None:
-        """Take fleets until none is left: first those that train alone, then those that are packed."""
+    def listen(self) -> None:
+        """Let signals set the flag, and do nothing else."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._stop)
+
+    def work(self) -> None:
+        """Take fleets until none is left: first those that train alone, then those that are packed."""
+        self.listen()
         me = Process.current()
         self.record.write_slot(self.index, {"slot": me})
         taken = 1
@@ -80,17 +98,48 @@ class Slot:
     def _one_by_one(self, me: Process, pack: int, role: str) -> int:
         taken = 0
         while not self.stopping:
-            fleet = self.record.claim_next(self.index, me, pack, role)
+            fleet = self.next_fleet(me, pack, role)
             if fleet is None:
                 break
             taken += 1
-            self.record.end_claim(fleet, self._train(fleet, role))
+            self.end(fleet, self.train(fleet, role))
         return taken
+
+    def next_fleet(self, me: Process, pack: int, role: str) -> int | None:
+        """Claim the next fleet to train; None where there is none left."""
+        return self.record.claim_next(self.index, me, pack, role)
+
+    def end(self, fleet: int, exit_code: int | None) -> None:
+        """Note that the work on a fleet has ended."""
+        self.record.end_claim(fleet, exit_code)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
 
-    def _train(self, fleet: int, role: str) -> int | None:
+    def ready(self, run: RunDir) -> bool:
+        """Whether a run is to be trained here and now; one that died too often at one place has failed."""
+        if not is_open(run):
+            return False
+        deaths = run.silent_deaths()
+        if deaths < MOST_DEATHS:
+            return True
+        reached = run.newest_checkpoint() * run.spec.action_repeat
+        error = DiedRepeatedly(
+            f"{deaths} attempts in a row ended without a word before the next checkpoint after {reached:,} env steps"
+            f"{self.how_attempts_ended()}"
+        )
+        self.note(run, error)
+        return False
+
+    def note(self, run: RunDir, error: Exception) -> None:
+        """Mark a run failed."""
+        _try(partial(run.mark_failed, error))
+
+    def how_attempts_ended(self) -> str:
+        """What else is known about attempts that ended without a word, to go behind a message."""
+        return ""
+
+    def train(self, fleet: int, role: str) -> int | None:
         """Run the worker for a fleet. Returns its last exit code; None where no run was left to train.
 
         A worker that was stopped because some of its runs were cancelled is started again for the others.
@@ -103,37 +152,48 @@ class Slot:
                 for run_id in self.record.fleets[fleet]
                 if run_id not in released
             ]
-            runs = [run for run in runs if _is_open(run)]
+            runs = [run for run in runs if self.ready(run)]
             if not runs:
                 break
             ended = self._run_worker(fleet, runs, role)
             exit_code = ended.exit_code
+            if exit_code == EXIT_LOST:
+                break  # its runs are in other hands: nothing is to be written to them
             asked = self.stopping or exit_code == EXIT_INTERRUPTED or self.record.released() != released
             self._settle(fleet, runs, ended, asked)
             if self.record.released() == released:
                 break
         return exit_code
 
-    def _run_worker(self, fleet: int, runs: Sequence[RunDir], role: str) -> _Ended:
+    def _run_worker(self, fleet: int, runs: Sequence[RunDir], role: str) -> Ended:
         """Run the worker to its end; pass a request to stop on, and insist after the grace period."""
-        command = [*self.record.info["worker"], *(str(run.path) for run in runs), *self.record.info["worker_options"]]
+        program, *arguments = self.record.info["worker"]
+        if program == self.record.info["python"]:
+            program = sys.executable  # in a container, Python lies elsewhere
+        command = [program, *arguments, *(str(run.path) for run in runs), *self.record.info["worker_options"]]
         if self.record.packs[fleet] > 1:
             command += ["--pack", str(self.record.packs[fleet])]
         errors = self.record.log(fleet, "err")
         with self.record.log(fleet, "out").open("ab") as out, errors.open("ab") as err:
             begin = err.tell()
             worker = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self._env(), start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self.env(),
+                start_new_session=self.own_session,
             )
         process = Process.of(worker.pid)
         if process is not None:
             self.record.write_slot(self.index, {role: process})
-        self._wait(worker)
-        _kill_group(worker.pid)  # environment processes that a crashed worker left behind
+        self._wait(worker, fleet, self.record.released())
+        if self.own_session:
+            _kill_group(worker.pid)  # environment processes that a crashed worker left behind
         text = errors.read_bytes()[begin:].decode(errors="replace")
-        return _Ended(worker.returncode, [line for line in text.splitlines() if line.strip()][-STDERR_TAIL_LINES:])
+        return Ended(worker.returncode, [line for line in text.splitlines() if line.strip()][-STDERR_TAIL_LINES:])
 
-    def _wait(self, worker: subprocess.Popen[bytes]) -> None:
+    def _wait(self, worker: subprocess.Popen[bytes], fleet: int, released: set[str]) -> None:
         deadline: float | None = None
         beaten_at = time.monotonic()
         while True:
@@ -146,31 +206,36 @@ class Slot:
             if current - beaten_at > BEAT_EVERY_S:
                 self.record.beat(self.index)
                 beaten_at = current
+                if (self.record.released() - released).intersection(self.record.fleets[fleet]):
+                    worker.send_signal(signal.SIGTERM)  # some of its runs were cancelled: it goes on without them
             if self.stopping and deadline is None:
                 worker.send_signal(signal.SIGTERM)
                 deadline = current + float(self.record.info["grace_s"])
             if deadline is not None and current > deadline:
                 worker.kill()
 
-    def _settle(self, fleet: int, runs: Sequence[RunDir], ended: _Ended, asked: bool) -> None:
+    def _settle(self, fleet: int, runs: Sequence[RunDir], ended: Ended, asked: bool) -> None:
         """Make every run's directory say what became of it: a worker that died could not do so itself.
 
         A worker that was asked to stop leaves unfinished runs to a later launch.
         """
         for run in runs:
-            if not _is_open(run):
+            if not is_open(run):
                 continue  # done, failed, or by now in other hands
             if asked:
-                _try(run.end_beat)
+                if ended.exit_code != EXIT_INTERRUPTED:  # else the worker itself said so
+                    _try(run.end_beat)
                 continue
             error = WorkerDied(_how(ended, self.record.log(fleet, "err")))
             _try(partial(run.mark_failed, error, exit_code=ended.exit_code, stderr=ended.stderr))
 
-    def _env(self) -> dict[str, str]:
-        """The worker's environment: its share of threads, and the GPUs that this slot may use."""
-        env = dict(os.environ)
+    def env(self) -> dict[str, str]:
+        """The worker's environment: the code to run, its share of threads, and the GPUs that this slot may use."""
+        env = {**os.environ, **snapshot.environment(self.record.info["code"])}
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             env.setdefault(name, str(self.record.info["threads"]))
+        if self.record.info["visible_gpus"] is None:
+            return env
         visible = self.record.info["visible_gpus"][self.index]
         if visible is None:
             env.pop("CUDA_VISIBLE_DEVICES", None)  # submitit empties it
@@ -179,7 +244,7 @@ class Slot:
         return env
 
 
-def _is_open(run: RunDir) -> bool:
+def is_open(run: RunDir) -> bool:
     """Whether a run is still to be trained, and by nobody else; a damaged directory is left alone."""
     try:
         return run.progress(run.spec.budget_env_steps).state in ("pending", "stale")
@@ -203,7 +268,7 @@ def _try(write: Callable[[], None]) -> None:
         sys.stderr.write(f"cannot note how a run ended: {error}\n")
 
 
-def _how(ended: _Ended, log: Path) -> str:
+def _how(ended: Ended, log: Path) -> str:
     """How a worker died, on one line."""
     code = ended.exit_code
     if code == -signal.SIGKILL:

@@ -17,7 +17,8 @@ EVERY = "*"
 """Key that holds for the tasks (of `env_steps`) or agents (of `resources`) that are not named."""
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
+    """Refuse texts and booleans where pydantic would turn them into numbers."""
     if isinstance(value, bool | str):
         raise ValueError("must be a number")
     return value
@@ -52,18 +53,20 @@ def _fleet_size(value: Any) -> int | Literal["auto"]:
 
 M = TypeVar("M", bound=BaseModel)
 
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-Seed = Annotated[int, BeforeValidator(_number), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(number), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(number), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(number), Field(gt=0)]
 FleetSize = Annotated[int | Literal["auto"], PlainValidator(_fleet_size)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A frozen part of a YAML file, with no keys but its own."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class AgentChoice(_Part):
+class AgentChoice(Part):
     """One agent of the sweep; the same agent may appear several times with different hyperparameters."""
 
     agent: str
@@ -74,7 +77,7 @@ class AgentChoice(_Part):
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
 
 
-class Exclusion(_Part):
+class Exclusion(Part):
     """Runs to leave out: those that match every key given."""
 
     agent: Names | None = None
@@ -84,7 +87,7 @@ class Exclusion(_Part):
     seed: Annotated[tuple[Seed, ...], BeforeValidator(_one_or_many)] | None = None
 
 
-class Resources(_Part):
+class Resources(Part):
     """How runs are executed; never part of a result."""
 
     slots: Count = 1
@@ -101,9 +104,9 @@ class Resources(_Part):
     """Peak GPU memory of one run, or by agent; measured where it is not given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where the machine has a CUDA device, else cpu."""
-    gpus: tuple[Annotated[int, BeforeValidator(_number), Field(ge=0)], ...] | None = None
+    gpus: tuple[Annotated[int, BeforeValidator(number), Field(ge=0)], ...] | None = None
     """Indices of the GPUs to use, given to the slots in turn; all visible GPUs of every slot where it is not given."""
-    env_workers: Annotated[int, BeforeValidator(_number), Field(ge=0)] = 1
+    env_workers: Annotated[int, BeforeValidator(number), Field(ge=0)] = 1
     """Processes that step the environments of one fleet."""
     threads: Count | None = None
     """CPU threads of the learner of one fleet; the machine's cores divided by the slots where it is not given."""
@@ -116,7 +119,7 @@ class Resources(_Part):
     """Trackers to tell, beside the local files."""
 
 
-class SweepFile(_Part):
+class SweepFile(Part):
     """The keys of a sweep file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
@@ -156,18 +159,14 @@ def read(path: Path, assignments: Sequence[str] = ()) -> tuple[Document, SweepFi
         _assign(doc, assignment)
     values = dict(doc.data)
     if "agents" in values:
-        values["agents"] = [_check(doc, where, AgentChoice, entry) for where, entry in _agent_entries(doc)]
-    return doc, _check(doc, (), SweepFile, values)
+        values["agents"] = [check(doc, where, AgentChoice, entry) for where, entry in _agent_entries(doc)]
+    return doc, check(doc, (), SweepFile, values)
 
 
 def _assign(doc: Document, assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(f"--set '{assignment}': write key=value, for example resources.slots=2 or agent.horizon=5")
-    value = document.parse_value(text)
+    parts, value = parse_assignment(assignment, "resources.slots=2 or agent.horizon=5")
     if len(parts) > 1 and parts[0] not in SweepFile.model_fields:
-        parts = ["overrides", key.strip()]
+        parts = ["overrides", ".".join(parts)]
     target: Any = doc.data
     for depth, part in enumerate(parts[:-1]):
         if target.get(part) is None:
@@ -177,6 +176,19 @@ def _assign(doc: Document, assignment: str) -> None:
             where = ".".join(parts[: depth + 1])
             raise UserError(f"--set '{assignment}': {where} is no mapping in {doc.path}: set {where} as a whole")
     target[parts[-1]] = value
+
+
+def parse_assignment(assignment: str, example: str) -> tuple[list[str], Any]:
+    """`a.b=value` from the command line as its keys and its value.
+
+    Raises:
+        UserError: no `=`, an empty key, or a value that is not YAML.
+    """
+    key, equals, text = assignment.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"--set '{assignment}': write key=value, for example {example}")
+    return parts, document.parse_value(text)
 
 
 def agent_path(doc: Document, index: int) -> KeyPath:
@@ -204,7 +216,7 @@ def _agent_entries(doc: Document) -> list[tuple[KeyPath, Any]]:
     ]
 
 
-def _check(doc: Document, where: KeyPath, model: type[M], values: Any) -> M:
+def check(doc: Document, where: KeyPath, model: type[M], values: Any) -> M:
     """Validate one part; the first mistake becomes one line with its place."""
     try:
         return model.model_validate(values)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import slurm_cluster
+from slurm_cluster import SlurmCluster
 
 from sweeps import launch
-from sweeps.local import LocalExecutor
+from sweeps.slurm_state import SlurmSilent
 
 BASIC = """\
 name: basic
@@ -40,7 +43,8 @@ def results(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "results"
     yield folder
     for sweep in folder.glob("*"):
-        launch.cancel(sweep, LocalExecutor(), grace_s=0.5)
+        with contextlib.suppress(SlurmSilent):  # the cluster's own fixture empties its queue
+            launch.cancel(sweep, grace_s=0.5)
 
 
 @pytest.fixture
@@ -57,3 +61,31 @@ def behave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     monkeypatch.setattr(launch, "WORKER", (sys.executable, str(script), str(behaviours)))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return _behave
+
+
+@pytest.fixture(scope="session")
+def _cluster() -> Iterator[SlurmCluster]:
+    reason = slurm_cluster.lacking()
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.running() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The Slurm of this test run, made the one that commands talk to; its queue is emptied after the test."""
+    for name, value in _cluster.env.items():
+        monkeypatch.setenv(name, value)
+    yield _cluster
+    _cluster.clear()
+
+
+@pytest.fixture(scope="module")
+def accounting_cluster() -> Iterator[SlurmCluster]:
+    """A Slurm with a database, for tests of sacct and of the limits of associations."""
+    reason = slurm_cluster.lacking(accounting=True)
+    if reason:
+        pytest.skip(reason)
+    with slurm_cluster.running(accounting=True) as cluster:
+        yield cluster

@@ -157,10 +157,10 @@ def test_a_slot_trains_a_pack_side_by_side(write: Write, results: Path, behave: 
     wait_until(lambda: sorted(run_id for fleet in working().values() for run_id in fleet) == running)
     first = RunDir(results / "x" / sweep.runs[0].run_id)
     assert first.info()["attempts"][0]["options"][-2:] == ["--pack", "3"]
-    launch.cancel(results / "x", LocalExecutor(), ["seed3"], grace_s=20)
+    launch.cancel(results / "x", ["seed3"], grace_s=20)
     wait_until(lambda: states()[2] == "pending")
     assert states()[0] == "running"  # of the two workers of the slot only the one that was meant has stopped
-    everything = launch.cancel(results / "x", LocalExecutor(), grace_s=20)
+    everything = launch.cancel(results / "x", grace_s=20)
     assert everything.killed == ()
     assert states() == ["pending", "failed", "pending", "done", "done"]
     assert not record.live(results / "x")

@@ -116,7 +116,7 @@ def test_cancel_kills_and_a_later_launch_goes_on(write: Write, results: Path, be
     everyone = [p for role in ("controller", "slot", "worker") for p in processes(launched, role)]
     assert len(everyone) == 6
     assert all(process.alive for process in everyone)
-    cancelled = launch.cancel(results / "x", LocalExecutor(), grace_s=20)
+    cancelled = launch.cancel(results / "x", grace_s=20)
     assert len(cancelled.runs) == 3
     assert cancelled.killed == ()  # all of them listened to SIGTERM
     assert not any(process.alive for process in everyone)
@@ -125,7 +125,7 @@ def test_cancel_kills_and_a_later_launch_goes_on(write: Write, results: Path, be
     launch.launch(sweep, results, LocalExecutor())
     wait_idle(results / "x")
     assert states(sweep, results) == ["done"] * 3
-    assert launch.cancel(results / "x", LocalExecutor()).stopped == ()
+    assert launch.cancel(results / "x").stopped == ()
 
 
 def test_cancel_is_final_for_a_worker_that_does_not_listen(write: Write, results: Path, behave: Behave) -> None:
@@ -134,7 +134,7 @@ def test_cancel_is_final_for_a_worker_that_does_not_listen(write: Write, results
     launch.launch(sweep, results, LocalExecutor())
     wait_until(lambda: states(sweep, results) == ["running"])
     (worker,) = processes(live_record(sweep, results), "worker")
-    cancelled = launch.cancel(results / "x", LocalExecutor(), grace_s=0.3)
+    cancelled = launch.cancel(results / "x", grace_s=0.3)
     assert worker in cancelled.killed
     assert not worker.alive
     assert not record.live(results / "x")
@@ -146,7 +146,7 @@ def test_cancelling_one_run_of_a_fleet_lets_the_others_go_on(write: Write, resul
     behave(seed1="sleep", seed4="sleep")
     launch.launch(sweep, results, LocalExecutor())
     wait_until(lambda: states(sweep, results)[:2] == ["running", "running"])
-    cancelled = launch.cancel(results / "x", LocalExecutor(), ["cup-catch/seed[14]"], grace_s=20)
+    cancelled = launch.cancel(results / "x", ["cup-catch/seed[14]"], grace_s=20)
     assert len(cancelled.runs) == 2
     wait_idle(results / "x")
     assert states(sweep, results) == ["pending", "done", "done", "pending"]

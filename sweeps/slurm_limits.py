@@ -1,0 +1,106 @@
+"""What a cluster and its accounting allow this user to submit, as scontrol and squeue tell."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import subprocess
+from dataclasses import dataclass
+
+from sweeps.slurm_state import TIMEOUT_S, SlurmSilent, ask
+
+DEFAULT_MAX_ARRAY_SIZE = 1001
+"""Slurm's own default."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be submitted."""
+
+    max_array_size: int
+    """Most tasks of one array."""
+    max_submit: int | None = None
+    """Most jobs of this user in the queue, each task of an array counted; None where nothing says."""
+    queued: int = 0
+    """Jobs of this user in the queue now."""
+    source: str = ""
+    """What sets `max_submit`."""
+
+    @property
+    def submittable(self) -> int | None:
+        """Jobs that may be submitted now; None for no limit."""
+        return None if self.max_submit is None else max(0, self.max_submit - self.queued)
+
+
+def read(account: str | None, qos: str | None) -> Limits:
+    """Ask Slurm.
+
+    Args:
+        account, qos: of the jobs to be submitted; the user's default ones where they are None.
+
+    Raises:
+        SlurmSilent: no scontrol, or the controller does not answer.
+    """
+    config = ask("scontrol", "show", "config")
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
+    max_array_size = int(size[1]) if size else DEFAULT_MAX_ARRAY_SIZE
+    enforced = re.search(r"^AccountingStorageEnforce\s*=\s*(.*)$", config, re.MULTILINE)
+    found = _submit_limits(account, qos) if enforced and "limits" in enforced[1] else {}
+    if not found:
+        return Limits(max_array_size)
+    source = min(found, key=lambda name: found[name])
+    queued = len(ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i").split())
+    return Limits(max_array_size, found[source], queued, source)
+
+
+def partitions() -> list[str]:
+    """Names of the cluster's partitions."""
+    return re.findall(r"^PartitionName=(\S+)", ask("scontrol", "show", "partition", "--oneliner"), re.MULTILINE)
+
+
+def shares(total: int, parts: int) -> list[int]:
+    """`total` in `parts` nearly equal whole parts, none below one."""
+    return [max(1, total * (part + 1) // parts - total * part // parts) for part in range(parts)]
+
+
+def test_only(script: str) -> None:
+    """Ask sbatch whether it would take a script.
+
+    Raises:
+        SlurmSilent: it would not, in its words.
+    """
+    command = ["sbatch", "--test-only"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        lines = [line.partition("error: ")[2] or line for line in done.stderr.strip().splitlines()]
+        raise SlurmSilent("; ".join(lines) or f"exit code {done.returncode}")
+
+
+def _submit_limits(account: str | None, qos: str | None) -> dict[str, int]:
+    """Every MaxSubmitJobs that concerns this user: what sets it -> how many. Nothing where scontrol may not say."""
+    user = getpass.getuser()
+    try:
+        text = ask("scontrol", "show", "assoc_mgr", f"users={user}", "flags=users,assoc,qos")
+    except SlurmSilent:
+        return {}
+    account = account or _first(r"UserName=\S+ DefAccount=(\S*)", text)
+    found: dict[str, int] = {}
+    for association in re.split(r"\n(?=ClusterName=)", text):
+        if f" UserName={user}(" in association and (account is None or f" Account={account} " in association):
+            _note(found, f"MaxSubmitJobs of account {account}", r"\bMaxSubmitJobs=(\d+)\(", association)
+    for record in re.split(r"\n(?=QOS=)", text):
+        name = _first(r"^QOS=([^\s(]+)", record)
+        if name is not None and name == (qos or "normal"):
+            _note(found, f"MaxSubmitJobsPU of qos {name}", r"\bMaxSubmitJobsPU=(\d+)\b", record)
+    return found
+
+
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] or None if match else None
+
+
+def _note(found: dict[str, int], name: str, pattern: str, text: str) -> None:
+    value = _first(pattern, text)
+    if value is not None:
+        found[name] = int(value)
