@@ -47,7 +47,7 @@ class TwoHot:
         index = position.floor().long().clamp(0, self.last - 1)
         return index, position - index
 
-    def cross_entropy(self, logits: Tensor, x: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy between the two-hot distribution of `x` (...) and `logits` (..., V); gives (...)."""
         index, weight = self.encode(x)
         neighbours = torch.stack([index, index + 1], -1)  # (..., 2)
@@ -58,6 +58,18 @@ class TwoHot:
     def decode(self, logits: Tensor) -> Tensor:
         """Scalars (...) from logits (..., V): the mean is taken in symlog space."""
         return symexp(logits.softmax(-1) @ self.bins)
+
+
+class SymlogScalar:
+    """Scalars as one number in symlog space: the continuous counterpart of `TwoHot`."""
+
+    def loss(self, output: Tensor, x: Tensor) -> Tensor:
+        """Squared error in symlog space between `output` (..., 1) and scalars `x` (...); gives (...)."""
+        return (output.squeeze(-1) - symlog(x)).square()
+
+    def decode(self, output: Tensor) -> Tensor:
+        """Scalars (...) from outputs (..., 1)."""
+        return symexp(output.squeeze(-1))
 
 
 def gaussian_log_prob(eps: Tensor, log_std: Tensor) -> Tensor:

@@ -95,7 +95,10 @@ def mish(x: Tensor) -> Tensor:
 
 
 class NormedLinear(nn.Module):
-    """Linear, LayerNorm, then Mish, or SimNorm with groups of `simnorm_dim`; `(R, M, in) -> (R, M, out)`."""
+    """Linear, LayerNorm, then Mish, or SimNorm with groups of `simnorm_dim`; `(R, M, in) -> (R, M, out)`.
+
+    `simnorm_dim=0` leaves out the activation, `layer_norm=False` the LayerNorm.
+    """
 
     def __init__(
         self,
@@ -104,19 +107,23 @@ class NormedLinear(nn.Module):
         outputs: int,
         simnorm_dim: int | None = None,
         device: torch.device | None = None,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         self.simnorm_dim = simnorm_dim
         self.linear = Linear(runs, inputs, outputs, device)
-        self.norm = LayerNorm(runs, outputs, device)
+        self.norm = LayerNorm(runs, outputs, device) if layer_norm else None
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Apply the layer; `keep` (R, M, out) is a dropout mask (0 or 1/(1-p)) between Linear and LayerNorm."""
         x = self.linear(x)
         if keep is not None:
             x = x * keep
-        x = self.norm(x)
-        return mish(x) if self.simnorm_dim is None else simnorm(x, self.simnorm_dim)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.simnorm_dim is None:
+            return mish(x)
+        return simnorm(x, self.simnorm_dim) if self.simnorm_dim > 0 else x
 
 
 class MLP(nn.Module):
@@ -125,20 +132,26 @@ class MLP(nn.Module):
     Args:
         runs: R.
         sizes: input, hidden layers, output.
-        simnorm_dim: group size of the output's SimNorm.
+        simnorm_dim: group size of the output's SimNorm; 0: no activation there.
+        layer_norm: whether there are LayerNorms.
     """
 
     def __init__(
-        self, runs: int, sizes: Sequence[int], simnorm_dim: int | None = None, device: torch.device | None = None
+        self,
+        runs: int,
+        sizes: Sequence[int],
+        simnorm_dim: int | None = None,
+        device: torch.device | None = None,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         *hidden, last = pairwise(sizes)
-        self.hidden = nn.ModuleList([NormedLinear(runs, *size, device=device) for size in hidden])
+        self.hidden = nn.ModuleList([NormedLinear(runs, *s, device=device, layer_norm=layer_norm) for s in hidden])
         self.last: nn.Module
         if simnorm_dim is None:
             self.last = Linear(runs, *last, device=device)
         else:
-            self.last = NormedLinear(runs, *last, simnorm_dim=simnorm_dim, device=device)
+            self.last = NormedLinear(runs, *last, simnorm_dim=simnorm_dim, device=device, layer_norm=layer_norm)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """`(R, M, in) -> (R, M, out)`; `keep` (R, M, hidden) is a dropout mask for the first layer."""

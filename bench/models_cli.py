@@ -172,6 +172,9 @@ def export_command(
     opened = open_source(run, task or [], model_tasks or [], {}, 1, torch.device("cpu"))
     if opened.agent_name != "tdmpc2":
         raise UserError(f"{run} is of {opened.agent_name}: only tdmpc2 has a layout of the authors")
+    hp = opened.agent.hp
+    if not (hp.layer_norm and hp.simnorm and hp.regression == "discrete"):
+        raise UserError(f"{run} was trained without LayerNorm, SimNorm or discrete regression, which their code needs")
     buffer = io.BytesIO()
     torch.save(export(opened.agent.model, 0), buffer)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.distributions import TwoHot, gaussian_log_prob, squash_log_det
+from agents.distributions import SymlogScalar, TwoHot, gaussian_log_prob, squash_log_det
 from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
@@ -65,8 +65,10 @@ class TDMPC2:
 
         self.gamma = hp.discount(spec.episode_agent_steps)
         self.model = WorldModel(spec, hp, seeds, device)
-        self.two_hot = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
-        self.planner = Planner(self.model, self.two_hot, hp, self.gamma, spec.action_size)
+        self.scalars: TwoHot | SymlogScalar = SymlogScalar()
+        if hp.regression == "discrete":
+            self.scalars = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
+        self.planner = Planner(self.model, self.scalars, hp, self.gamma, spec.action_size)
         self.scale = RunningScale(self.runs, hp.tau, device)
         self.rho = hp.rho ** torch.arange(hp.horizon + 1, device=device)  # (H+1,)
         self.noise = {stream: Noise(seeds, stream, device) for stream in ("learn", "explore", "evaluate")}
@@ -161,10 +163,10 @@ class TDMPC2:
         # Losses, each (R,)
         consistency = (zs[:, 1:] - next_z).square().mean((2, 3)) @ rho
         reward_logits = model.reward(zs[:, :-1], batch.action, over_time)  # (R, H, B, V)
-        reward = self.two_hot.cross_entropy(reward_logits, batch.reward).mean(2) @ rho
-        keep = self._dropout_mask(hp.num_q, zs[:, :-1])
+        reward = self.scalars.loss(reward_logits, batch.reward).mean(2) @ rho
+        keep = model.dropout_mask(noise, hp.num_q, zs[:, :-1])
         q_logits = model.q(zs[:, :-1], batch.action, over_time, keep)  # (R, K, H, B, V)
-        value = self.two_hot.cross_entropy(q_logits, td_target[:, None]).mean((1, 3)) @ rho
+        value = self.scalars.loss(q_logits, td_target[:, None]).mean((1, 3)) @ rho
         total = hp.consistency_coef * consistency + hp.reward_coef * reward + hp.value_coef * value
         losses = {"consistency": consistency, "reward": reward, "value": value}
         ends: dict[str, Tensor] = {}
@@ -199,8 +201,9 @@ class TDMPC2:
         gamma = self.gamma if tasks is None else tasks.discount
         action = self.model.sample_action(next_z, noise, tasks)[0]
         heads = noise.choose(2, self.hp.num_q)
-        q = self.two_hot.decode(self.model.q_heads(next_z, action, heads, tasks, target=True))  # (R, 2, H, B)
-        return reward + gamma * (1 - terminated) * q.amin(1)
+        keep = self.model.dropout_mask(noise, 2, next_z) if self.hp.lasting_dropout else None
+        q = self.model.q_heads(next_z, action, heads, tasks, target=True, keep=keep)  # (R, 2, H, B, V)
+        return reward + gamma * (1 - terminated) * self.scalars.decode(q).amin(1)
 
     def update_policy(self, zs: Tensor, task: Tensor | None = None) -> dict[str, Tensor]:
         """Maximise scaled Q and entropy along the latent rollout `zs` (R, H+1, B, L) of tasks (R, B).
@@ -212,14 +215,17 @@ class TDMPC2:
         tasks = None if context is None else context.detach().unsqueeze(1)  # (R, 1, B)
         action, eps, log_std = self.model.sample_action(zs, noise, tasks)  # (R, H+1, B, A)
         heads = noise.choose(2, hp.num_q)
-        keep = self._dropout_mask(2, zs)
-        q = self.two_hot.decode(self.model.q_heads(zs, action, heads, tasks, keep=keep)).mean(1)  # (R, H+1, B)
+        keep = self.model.dropout_mask(noise, 2, zs)
+        q = self.scalars.decode(self.model.q_heads(zs, action, heads, tasks, keep=keep)).mean(1)  # (R, H+1, B)
         self.scale.update(q[:, 0].detach())
 
-        # The entropy in the loss is that of the Gaussian before tanh, times the size of the action.
+        # The entropy in the loss is that of the Gaussian before tanh, times the size of the action; in the paper's
+        # algorithm with tanh's correction, not scaled. (The paper has another constant, which has no gradient.)
         log_prob = gaussian_log_prob(eps, log_std)  # (R, H+1, B)
         action_size = self.action_size if tasks is None else tasks.action_size
         scaled_entropy = -action_size * log_prob
+        if hp.squashed_entropy:
+            scaled_entropy = scaled_entropy + squash_log_det(action)
         objective = hp.entropy_coef * scaled_entropy + q / self.scale.value[:, None, None]
         loss = -objective.mean(2) @ (self.rho / (hp.horizon + 1))  # (R,)
 
@@ -234,12 +240,6 @@ class TDMPC2:
             "pi_scaled_entropy": scaled_entropy.detach().mean((1, 2)),
             "pi_scale": self.scale.value,
         }
-
-    def _dropout_mask(self, heads: int, z: Tensor) -> Tensor | None:
-        """(R, heads, M, hidden) for the first layer of Q-functions at `z` (R, T, B, L), M = T B; None if p = 0."""
-        if self.hp.dropout == 0:
-            return None
-        return self.noise["learn"].dropout_mask(self.hp.dropout, heads, z.shape[1] * z.shape[2], self.hp.mlp_dim)
 
     # State
 

@@ -32,15 +32,21 @@ MT30_ARCHITECTURES: dict[int, dict[str, int]] = {
 }
 """Where the authors' models of the 30 tasks of `mt30` differ from `ARCHITECTURES`."""
 
+PAPER = {"squashed_entropy": True, "lasting_dropout": True}
+"""Where the paper's algorithm differs from the authors' current one and that changes what is learned."""
+
 
 class Hyperparameters(BaseModel):
     """TD-MPC2; the defaults are the paper's.
 
-    `model_size` fills enc_dim, mlp_dim, latent_dim, num_enc_layers and num_q unless they are given, so that a dump
-    shows the numbers that are used.
+    `model_size` fills enc_dim, mlp_dim, latent_dim, num_enc_layers and num_q unless they are given, and `preset` what
+    it names, so that a dump shows what is used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    preset: Literal["current", "paper"] = "current"
+    """The authors' current algorithm, or that of the paper: with squashed_entropy and lasting_dropout."""
 
     # Architecture
     model_size: Literal[1, 5, 19, 48, 317] = 5
@@ -63,6 +69,10 @@ class Hyperparameters(BaseModel):
     """Q-functions in the ensemble; by model_size unless given."""
     task_dim: int = Field(default=96, ge=1)
     """T, size of the embedding of a task; a model of one task has none."""
+    layer_norm: bool = True
+    """Whether there is a LayerNorm in every layer but the last of reward, policy and Q."""
+    simnorm: bool = True
+    """Whether SimNorm ends encoder and dynamics; if not, nothing follows their last layer."""
     simnorm_dim: int = Field(default=8, ge=1)
     """Size of each simplex that SimNorm cuts a latent state into."""
     dropout: float = Field(default=0.01, ge=0, lt=1)
@@ -71,6 +81,8 @@ class Hyperparameters(BaseModel):
     """Lower end of the policy's log standard deviation."""
     log_std_max: float = 2.0
     """Upper end of the policy's log standard deviation."""
+    regression: Literal["discrete", "continuous"] = "discrete"
+    """Rewards and values as distributions over bins (cross-entropy) or one number in symlog space (squared error)."""
     num_bins: int = Field(default=101, ge=2)
     """Bins of the discrete regression of rewards and values."""
     vmin: float = -10.0
@@ -101,6 +113,8 @@ class Hyperparameters(BaseModel):
     """Upper bound of the plan's standard deviation, and where it starts."""
     temperature: float = Field(default=0.5, gt=0)
     """Elites are weighted by exp(temperature * value)."""
+    uncertainty_coef: float = Field(default=0.0, ge=0)
+    """c in reward - c mean(Q) std(Q), over the ensemble: test-time regularisation of models trained offline."""
 
     # Training
     batch_size: int = Field(default=256, ge=1)
@@ -130,6 +144,10 @@ class Hyperparameters(BaseModel):
     """Weight of the termination loss."""
     entropy_coef: float = Field(default=1e-4, ge=0)
     """Weight of the policy's entropy."""
+    squashed_entropy: bool = False
+    """Whether the entropy in the loss is that of the action after tanh; by preset unless given."""
+    lasting_dropout: bool = False
+    """Whether dropout stays on in the targets and in planning; by preset unless given."""
     discount_denom: float = Field(default=5.0, gt=0)
     """discount = 1 - discount_denom / episode length, between discount_min and discount_max."""
     discount_min: float = Field(default=0.95, ge=0, le=1)
@@ -148,6 +166,8 @@ class Hyperparameters(BaseModel):
         if not isinstance(values, dict):
             return values
         given = {key: value for key, value in values.items() if value is not None}
+        if given.get("preset") == "paper":
+            given = PAPER | given
         size = given.get("model_size", 5)
         known = size in ARCHITECTURES if isinstance(size, int) else False
         return (ARCHITECTURES[size] if known else {}) | given

@@ -36,7 +36,7 @@ class PixelEncoder(nn.Module):
 
     def __init__(self, runs: int, spec: AgentSpec, hp: Hyperparameters, device: torch.device) -> None:
         super().__init__()
-        self.simnorm_dim = hp.simnorm_dim
+        self.simnorm_dim = hp.simnorm_dim if hp.simnorm else 0
         channels = hp.num_channels
         layers = [ConvLayer(channels, *layer) for layer in ((7, 2), (5, 2), (3, 2), (3, 1))]
         self.convs = ConvStack(runs, spec.obs_shape, layers, activate_last=False, device=device)
@@ -60,4 +60,5 @@ class PixelEncoder(nn.Module):
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
         """z (R, ..., L). Each picture is shifted by a draw of its own, when acting too, as the authors do."""
         shifted = random_shift(images, SHIFT_PIXELS, noise)
-        return simnorm(self.convs(shifted / 255 - 0.5), self.simnorm_dim)
+        z: Tensor = self.convs(shifted / 255 - 0.5)
+        return simnorm(z, self.simnorm_dim) if self.simnorm_dim > 0 else z

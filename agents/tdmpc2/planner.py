@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.distributions import TwoHot
+from agents.distributions import SymlogScalar, TwoHot
 from agents.noise import Noise
 from agents.tdmpc2.hyperparameters import Hyperparameters
 from agents.tdmpc2.tasks import TaskContext
@@ -21,14 +21,16 @@ class Planner:
 
     Args:
         model: R world models.
-        two_hot: how rewards and values are predicted.
+        scalars: how rewards and values are predicted.
         hp: horizon, samples, elites, …
         gamma: discount of an agent of one task; the tasks of a batch bring their own.
         action_size: A.
     """
 
-    def __init__(self, model: WorldModel, two_hot: TwoHot, hp: Hyperparameters, gamma: float, action_size: int) -> None:
-        self.model, self.two_hot, self.hp, self.gamma, self.action_size = model, two_hot, hp, gamma, action_size
+    def __init__(
+        self, model: WorldModel, scalars: TwoHot | SymlogScalar, hp: Hyperparameters, gamma: float, action_size: int
+    ) -> None:
+        self.model, self.scalars, self.hp, self.gamma, self.action_size = model, scalars, hp, gamma, action_size
         self.iterations = hp.plan_iterations(action_size)
 
     def plan(
@@ -108,11 +110,25 @@ class Planner:
         value: Tensor | float = 0.0
         discount: Tensor | float = 1.0
         for t in range(self.hp.horizon):
-            value = value + discount * self.two_hot.decode(self.model.reward(z, actions[:, t], tasks))
+            reward = self.scalars.decode(self.model.reward(z, actions[:, t], tasks))
+            if self.hp.uncertainty_coef > 0:
+                reward = reward - self.hp.uncertainty_coef * self.uncertainty(z, actions[:, t], tasks)
+            value = value + discount * reward
             z = self.model.next(z, actions[:, t], tasks)
             discount = discount * gamma
             if self.hp.episodic:  # sigmoid above one half
                 discount = torch.where(self.model.termination(z, tasks) > 0, 0.0, discount)
         action = self.model.sample_action(z, noise, tasks)[0]
-        q = self.model.q_heads(z, action, noise.choose(2, self.hp.num_q), tasks)  # (R, 2, N, S, V)
-        return (value + discount * self.two_hot.decode(q).mean(1)).nan_to_num(nan=0.0)
+        heads = noise.choose(2, self.hp.num_q)
+        keep = self.model.dropout_mask(noise, 2, z) if self.hp.lasting_dropout else None
+        q = self.scalars.decode(self.model.q_heads(z, action, heads, tasks, keep=keep))  # (R, 2, N, S)
+        return (value + discount * q.mean(1)).nan_to_num(nan=0.0)
+
+    def uncertainty(self, z: Tensor, action: Tensor, tasks: TaskContext | None) -> Tensor:
+        """Mean of all Q-functions times their standard deviation, (R, N, S).
+
+        What an offline model has not seen scatters, and is avoided by planning against it (the paper's appendix on
+        test-time regularisation; the authors' branch `uncertainty-regularization`).
+        """
+        q = self.scalars.decode(self.model.q(z, action, tasks))  # (R, K, N, S)
+        return q.mean(1) * q.std(1)

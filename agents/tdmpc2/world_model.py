@@ -7,7 +7,9 @@ Shapes: R runs, ... any batch, O observation, A action, L latent, T task embeddi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,25 +41,29 @@ class WorldModel(nn.Module):
     def __init__(self, spec: AgentSpec, hp: Hyperparameters, seeds: Sequence[int], device: torch.device) -> None:
         super().__init__()
         self.runs, self.num_q = len(seeds), hp.num_q
+        self.dropout, self.mlp_dim = hp.dropout, hp.mlp_dim
         self.log_std_min, self.log_std_max = hp.log_std_min, hp.log_std_max
         runs, latent, hidden, action_size = self.runs, hp.latent_dim, [hp.mlp_dim, hp.mlp_dim], spec.action_size
         task_dim = hp.task_dim if spec.tasks else 0
         transition = [latent + task_dim + action_size, *hidden]
+        values = hp.num_bins if hp.regression == "discrete" else 1
+        simnorm_dim = hp.simnorm_dim if hp.simnorm else 0
+        mlp = partial(MLP, device=device, layer_norm=hp.layer_norm)
         self.encoder: MLP | PixelEncoder
         if spec.obs_kind == "rgb":
             self.encoder = PixelEncoder(runs, spec, hp, device)
         else:
             encoder = [spec.obs_shape[0] + task_dim, *[hp.enc_dim] * max(hp.num_enc_layers - 1, 1), latent]
-            self.encoder = MLP(runs, encoder, simnorm_dim=hp.simnorm_dim, device=device)
-        self.dynamics = MLP(runs, [*transition, latent], simnorm_dim=hp.simnorm_dim, device=device)
-        self.reward_head = MLP(runs, [*transition, hp.num_bins], device=device)
-        self.policy_head = MLP(runs, [latent + task_dim, *hidden, 2 * action_size], device=device)
-        self.online_q = MLP(runs * hp.num_q, [*transition, hp.num_bins], device=device)
-        self.target_q = MLP(runs * hp.num_q, [*transition, hp.num_bins], device=device).requires_grad_(False)
+            self.encoder = mlp(runs, encoder, simnorm_dim=simnorm_dim)
+        self.dynamics = mlp(runs, [*transition, latent], simnorm_dim=simnorm_dim)
+        self.reward_head = mlp(runs, [*transition, values])
+        self.policy_head = mlp(runs, [latent + task_dim, *hidden, 2 * action_size])
+        self.online_q = mlp(runs * hp.num_q, [*transition, values])
+        self.target_q = mlp(runs * hp.num_q, [*transition, values]).requires_grad_(False)
         self.tasks = TaskTable(runs, spec.tasks, action_size, hp, device) if spec.tasks else None
         self.termination_head: MLP | None = None
         if hp.episodic:
-            self.termination_head = MLP(runs, [latent + task_dim, *hidden, 1], device=device)
+            self.termination_head = mlp(runs, [latent + task_dim, *hidden, 1])
         if device.type != "meta":
             self._initialise(seeds)
         # Index of each run's first Q-function.
@@ -174,6 +180,15 @@ class WorldModel(nn.Module):
         keep = None if keep is None else keep.flatten(0, 1)
         logits = net(x, keep) if weights is None else functional_call(net, weights, (x, keep))
         return logits.unflatten(0, (self.runs, k)).unflatten(2, batch)
+
+    def dropout_mask(self, noise: Noise, heads: int, z: Tensor) -> Tensor | None:
+        """(R, heads, M, hidden) for the first layer of Q-functions at `z` (R, ..., L), M the flattened batch.
+
+        None without dropout.
+        """
+        if self.dropout == 0:
+            return None
+        return noise.dropout_mask(self.dropout, heads, math.prod(z.shape[1:-1]), self.mlp_dim)
 
     def update_target(self, tau: float) -> None:
         """target <- target + tau (online - target)."""

@@ -111,11 +111,10 @@ class PlainMLP(nn.Module):
     def __init__(self, mlp, index):
         super().__init__()
         self.linears, self.norms = nn.ModuleList(), nn.ModuleList()
-        last_has_norm = hasattr(mlp.last, "norm")
-        self.group = mlp.last.simnorm_dim if last_has_norm else None
+        self.group = getattr(mlp.last, "simnorm_dim", None)  # 0: no activation
         for layer in [*mlp.hidden, mlp.last]:
-            has_norm = hasattr(layer, "norm")
-            source = layer.linear if has_norm else layer
+            has_norm = getattr(layer, "norm", None) is not None
+            source = getattr(layer, "linear", layer)
             _, inputs, outputs = source.weight.shape
             linear = nn.Linear(inputs, outputs)
             linear.weight.data.copy_(source.weight.data[index].T)
@@ -126,6 +125,8 @@ class PlainMLP(nn.Module):
                 norm.weight.data.copy_(layer.norm.weight.data[index, 0])
                 norm.bias.data.copy_(layer.norm.bias.data[index, 0])
                 self.norms.append(norm)
+            elif layer is not mlp.last:
+                self.norms.append(nn.Identity())
 
     def forward(self, x, keep=None):
         for i, linear in enumerate(self.linears):
@@ -137,7 +138,7 @@ class PlainMLP(nn.Module):
                 x = self.norms[i](x)
             if not last:
                 x = x * torch.tanh(nn.functional.softplus(x))
-            elif self.group is not None:
+            elif self.group:
                 pieces = [piece.exp() / piece.exp().sum(-1, keepdim=True) for piece in x.split(self.group, -1)]
                 x = torch.cat(pieces, -1)
         return x
@@ -148,7 +149,7 @@ class PlainMLP(nn.Module):
         out = []
         for i, linear in enumerate(self.linears):
             out += [show(linear.weight).T, show(linear.bias)[None]]
-            if i < len(self.norms):
+            if i < len(self.norms) and isinstance(self.norms[i], nn.LayerNorm):
                 out += [show(self.norms[i].weight)[None], show(self.norms[i].bias)[None]]
         return out
 
@@ -231,6 +232,8 @@ class PlainRun:
     # Scalars and distributions
 
     def decode(self, logits):
+        if self.hp.regression == "continuous":
+            return torch.sign(logits[..., 0]) * (torch.exp(torch.abs(logits[..., 0])) - 1)
         y = (torch.softmax(logits, -1) * self.bins).sum(-1)
         return torch.sign(y) * (torch.exp(torch.abs(y)) - 1)
 
@@ -247,7 +250,10 @@ class PlainRun:
         return mass
 
     def cross_entropy(self, logits, scalars):
-        """Mean over the batch."""
+        """Mean over the batch; of squared errors in symlog space where the regression is continuous."""
+        if self.hp.regression == "continuous":
+            targets = torch.tensor([math.copysign(math.log(1 + abs(float(x))), float(x)) for x in scalars])
+            return ((logits[:, 0] - targets) ** 2).mean()
         losses = [
             -(self.two_hot(float(x)) * torch.log_softmax(row, -1)).sum() for row, x in zip(logits, scalars, strict=True)
         ]
@@ -290,6 +296,7 @@ class PlainRun:
         shifts = next(draws) if self.rgb else None
         eps, pair = next(draws), next(draws)
         target = torch.zeros(batch.reward.shape[1:])
+        mask = next(draws).unflatten(1, target.shape) if self.hp.lasting_dropout else None
         tasks = self.tasks_of(batch, run)
         for t in range(target.shape[0]):
             for b in range(target.shape[1]):
@@ -300,7 +307,8 @@ class PlainRun:
                     z = self.encoder(join(batch.obs[run, t + 1, b], e))
                 action = self.sample(z, eps[t, b], tasks[b], e)[0]
                 za = join(z, e, action)
-                q = min(float(self.decode(self.target_q[int(head)](za))) for head in pair)
+                keep = [None, None] if mask is None else mask[:, t, b]
+                q = min(float(self.decode(self.target_q[int(h)](za, keep[i]))) for i, h in enumerate(pair))
                 alive = 1 - float(batch.terminated[run, t, b])
                 target[t, b] = float(batch.reward[run, t, b]) + self.discount(tasks[b]) * alive * q
         return target
@@ -377,7 +385,7 @@ class PlainRun:
         eps, pair = next(draws), next(draws)
         mask = next(draws).unflatten(1, (len(zs), zs[0].shape[0])) if hp.dropout else None
         a = torch.tensor([float(self.used(one)) for one in task])
-        qs, gaussian, squashed = [], [], []
+        qs, gaussian, squashed, entropies = [], [], [], []
         for t, z in enumerate(zs):
             action, log_std, noise = self.sample(z, eps[t], task, e)
             za = join(z, e, action)
@@ -392,7 +400,9 @@ class PlainRun:
         self.scale += hp.tau * (max(p95 - p5, 1.0) - self.scale)
         loss = 0.0
         for t, (q, log_prob) in enumerate(zip(qs, gaussian, strict=True)):
-            loss += hp.rho**t * -(hp.entropy_coef * -a * log_prob + q / self.scale).mean() / len(zs)
+            entropy = -a * log_prob + (log_prob - squashed[t] if hp.squashed_entropy else 0.0)
+            entropies.append(entropy.detach())
+            loss += hp.rho**t * -(hp.entropy_coef * entropy + q / self.scale).mean() / len(zs)
         self.policy_optimizer.zero_grad()
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.policy.parameters(), hp.grad_clip_norm)
@@ -401,25 +411,29 @@ class PlainRun:
             "pi_loss": loss,
             "pi_grad_norm": grad_norm,
             "pi_entropy": -torch.stack(squashed).mean(),
-            "pi_scaled_entropy": (-a * torch.stack(gaussian)).mean(),
+            "pi_scaled_entropy": torch.stack(entropies).mean(),
             "pi_scale": self.scale,
         }
 
     # Planning
 
     @torch.no_grad()
-    def value_of(self, z, sequence, eps, pair, task, e):
+    def value_of(self, z, sequence, eps, pair, task, e, keep=(None, None)):
         """Predicted return of one action sequence (H, A)."""
         total, gamma, alive = 0.0, self.discount(task), 1.0
         for t, action in enumerate(sequence):
             za = join(z, e, action)
-            total += alive * gamma**t * float(self.decode(self.reward(za)))
+            reward = float(self.decode(self.reward(za)))
+            if self.hp.uncertainty_coef:
+                q = torch.stack([self.decode(head(za)) for head in self.q])
+                reward -= self.hp.uncertainty_coef * float(q.mean()) * float(q.std())
+            total += alive * gamma**t * reward
             z = self.dynamics(za)
             if self.hp.episodic and torch.sigmoid(self.termination(join(z, e))) > 0.5:
                 alive = 0.0
         action = self.sample(z, eps, task, e)[0]
         za = join(z, e, action)
-        q = sum(float(self.decode(self.q[int(head)](za))) for head in pair) / 2
+        q = sum(float(self.decode(self.q[int(head)](za, keep[i]))) for i, head in enumerate(pair)) / 2
         return total + alive * gamma ** len(sequence) * q
 
     @torch.no_grad()
@@ -446,7 +460,11 @@ class PlainRun:
             ]
             candidates = policy_sequences + sampled
             value_eps, pair = next(draws)[env], next(draws)
-            values = [self.value_of(z0, c, value_eps[i], pair, task, e) for i, c in enumerate(candidates)]
+            masks = next(draws).unflatten(1, (-1, len(candidates)))[:, env] if hp.lasting_dropout else None
+            values = []
+            for i, candidate in enumerate(candidates):
+                keep = (None, None) if masks is None else masks[:, i]
+                values.append(self.value_of(z0, candidate, value_eps[i], pair, task, e, keep))
             order = sorted(range(len(values)), key=lambda i: -values[i])[: hp.num_elites]
             weights = [math.exp(hp.temperature * (values[i] - values[order[0]])) for i in order]
             weights = [w / sum(weights) for w in weights]

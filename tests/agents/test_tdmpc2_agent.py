@@ -126,6 +126,16 @@ def test_model_size_fills_the_architecture(size):
     assert Hyperparameters(**explicit.model_dump()) == explicit
 
 
+def test_the_paper_preset_fills_what_is_not_given():
+    paper = Hyperparameters(preset="paper")
+    assert (paper.squashed_entropy, paper.lasting_dropout) == (True, True)
+    assert Hyperparameters(**paper.model_dump()) == paper
+    assert Hyperparameters(preset="paper", lasting_dropout=False).lasting_dropout is False
+    assert (Hyperparameters().squashed_entropy, Hyperparameters().lasting_dropout) == (False, False)
+    others = set(type(paper).model_fields) - {"preset", "squashed_entropy", "lasting_dropout"}
+    assert all(getattr(paper, name) == getattr(Hyperparameters(), name) for name in others)
+
+
 def test_defaults_are_size_five_and_every_field_is_explained():
     assert Hyperparameters() == Hyperparameters(model_size=5)
     assert Hyperparameters().model_dump().items() >= ARCHITECTURES[5].items()

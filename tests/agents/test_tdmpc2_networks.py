@@ -118,7 +118,7 @@ def test_reward_and_value_start_at_zero():
     z, action = agent.model.encode(torch.randn(2, 7, 5), agent.noise["learn"]), torch.rand(2, 7, 2)
     for logits in (agent.model.reward(z, action), agent.model.q(z, action)):
         assert (logits == 0).all()
-        torch.testing.assert_close(agent.two_hot.decode(logits), torch.zeros(logits.shape[:-1]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(agent.scalars.decode(logits), torch.zeros(logits.shape[:-1]), atol=1e-6, rtol=0)
 
 
 def test_a_run_starts_the_same_in_any_fleet():

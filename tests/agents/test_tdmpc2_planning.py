@@ -23,6 +23,9 @@ class TestAgainstThePlainVersion:
             (False, {"horizon": 2}),
             (True, {"num_pi_trajs": 0, "temperature": 2.0}),
             (False, {"episodic": True}),
+            (True, {"preset": "paper"}),
+            (False, {"uncertainty_coef": 0.5, "simnorm": False}),
+            (False, {"regression": "continuous", "layer_norm": False}),
         ],
     )
     def test_plan_candidate_by_candidate(self, explore, overrides):
@@ -75,7 +78,7 @@ def test_nothing_counts_after_a_predicted_termination():
     endless.model.termination_head.last.bias.data.fill_(-9.0)
     z, actions = torch.randn(1, 1, 20, 8), torch.rand(1, 3, 1, 20, 2)
     values = [one.planner.estimate_value(z, actions, one.noise["evaluate"]) for one in (agent, endless, plain)]
-    reward = plain.two_hot.decode(plain.model.reward(z, actions[:, 0]))
+    reward = plain.scalars.decode(plain.model.reward(z, actions[:, 0]))
     torch.testing.assert_close(values[0], reward)
     torch.testing.assert_close(values[1], values[2])
     assert not torch.allclose(values[0], values[1])

@@ -5,6 +5,14 @@ from tdmpc2_parameters import NETS, assert_same, batched, plain
 
 from agents.tdmpc2.scale import RunningScale
 
+ABLATIONS = [
+    {"preset": "paper", "entropy_coef": 0.1},
+    {"lasting_dropout": True},
+    {"regression": "continuous", "num_q": 2},
+    {"layer_norm": False},
+    {"simnorm": False},
+    {"layer_norm": False, "simnorm": False, "num_q": 5},
+]
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}
 
 
@@ -22,7 +30,7 @@ class TestAgainstThePlainVersion:
 
     @pytest.mark.parametrize(
         "overrides",
-        [{}, {"grad_clip_norm": 0.05}, {"dropout": 0.0, "horizon": 2, "rho": 0.7}, {"episodic": True}],
+        [{}, {"grad_clip_norm": 0.05}, {"dropout": 0.0, "horizon": 2, "rho": 0.7}, {"episodic": True}, *ABLATIONS],
     )
     def test_losses_gradients_and_parameters(self, overrides):
         agent = make_agent(**overrides)
