@@ -47,7 +47,7 @@ class TwoHot:
         index = position.floor().long().clamp(0, self.last - 1)
         return index, position - index
 
-    def loss(self, logits: Tensor, x: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, x: Tensor) -> Tensor:
         """Cross-entropy between the two-hot distribution of `x` (...) and `logits` (..., V); gives (...)."""
         index, weight = self.encode(x)
         neighbours = torch.stack([index, index + 1], -1)  # (..., 2)
@@ -63,7 +63,7 @@ class TwoHot:
 class SymlogScalar:
     """Scalars as one number in symlog space: the continuous counterpart of `TwoHot`."""
 
-    def loss(self, output: Tensor, x: Tensor) -> Tensor:
+    def squared_error(self, output: Tensor, x: Tensor) -> Tensor:
         """Squared error in symlog space between `output` (..., 1) and scalars `x` (...); gives (...)."""
         return (output.squeeze(-1) - symlog(x)).square()
 

@@ -65,9 +65,13 @@ class TDMPC2:
 
         self.gamma = hp.discount(spec.episode_agent_steps)
         self.model = WorldModel(spec, hp, seeds, device)
-        self.scalars: TwoHot | SymlogScalar = SymlogScalar()
+        self.scalars: TwoHot | SymlogScalar
         if hp.regression == "discrete":
-            self.scalars = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
+            self.scalars = two_hot = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
+            self.scalar_loss = two_hot.cross_entropy
+        else:
+            self.scalars = number = SymlogScalar()
+            self.scalar_loss = number.squared_error
         self.planner = Planner(self.model, self.scalars, hp, self.gamma, spec.action_size)
         self.scale = RunningScale(self.runs, hp.tau, device)
         self.rho = hp.rho ** torch.arange(hp.horizon + 1, device=device)  # (H+1,)
@@ -163,10 +167,10 @@ class TDMPC2:
         # Losses, each (R,)
         consistency = (zs[:, 1:] - next_z).square().mean((2, 3)) @ rho
         reward_logits = model.reward(zs[:, :-1], batch.action, over_time)  # (R, H, B, V)
-        reward = self.scalars.loss(reward_logits, batch.reward).mean(2) @ rho
+        reward = self.scalar_loss(reward_logits, batch.reward).mean(2) @ rho
         keep = model.dropout_mask(noise, hp.num_q, zs[:, :-1])
         q_logits = model.q(zs[:, :-1], batch.action, over_time, keep)  # (R, K, H, B, V)
-        value = self.scalars.loss(q_logits, td_target[:, None]).mean((1, 3)) @ rho
+        value = self.scalar_loss(q_logits, td_target[:, None]).mean((1, 3)) @ rho
         total = hp.consistency_coef * consistency + hp.reward_coef * reward + hp.value_coef * value
         losses = {"consistency": consistency, "reward": reward, "value": value}
         ends: dict[str, Tensor] = {}

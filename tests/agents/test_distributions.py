@@ -63,7 +63,7 @@ def test_decode_takes_the_mean_in_symlog_space(two_hot):
 
 def test_cross_entropy_against_the_whole_distribution(two_hot):
     logits = torch.randn(3, len(SCALARS), 101)
-    loss = two_hot.loss(logits, torch.tensor(SCALARS))  # the scalars serve every row of logits
+    loss = two_hot.cross_entropy(logits, torch.tensor(SCALARS))  # the scalars serve every row of logits
     assert loss.shape == (3, len(SCALARS))
     for i, x in enumerate(SCALARS):
         for row in range(3):
