@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agents.protocol import Agent, Observing
+from agents.protocol import Agent, Batch, Observing
 from bench import contract
 from bench.agent_probe import CPU, Failed, Probe, difference, leaves, select, trained_parameters, unmoved
 from bench.errors import UserError
@@ -88,8 +88,19 @@ def _reports_metrics(probe: Probe) -> None:
         if names is not None and list(metrics) != names:
             raise Failed(f"update reports {list(metrics)} after {names}: it must report the same names each time")
         names = list(metrics)
-        if difference(vars(given), vars(batch), EXACT):
+        _set_priorities(agent, batch)
+        if difference(vars(given), vars(replace(batch, priority=given.priority)), EXACT):
             raise Failed("update writes into the batch that it is given")
+
+
+def _set_priorities(agent: Agent, batch: Batch) -> None:
+    if agent.replay.draw != "prioritised" or batch.start is None:
+        return
+    given = batch.priority
+    if given is None or given.shape != batch.start.shape or not (given.isfinite() & (given > 0)).all():
+        raise Failed(
+            f"update must set batch.priority, {tuple(batch.start.shape)} numbers above 0, for prioritised draws"
+        )
 
 
 def _trains_its_parameters(probe: Probe) -> None:

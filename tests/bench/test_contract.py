@@ -33,8 +33,8 @@ def run(tmp_path: Path) -> RunDir:
         domain_version=row.domain_version,
         seed=1,
         action_repeat=20,
-        budget_env_steps=600,
-        eval_every_env_steps=600,
+        budget_env_steps=1200,
+        eval_every_env_steps=1200,
         eval_episodes=1,
     )
     return RunDir.create(tmp_path, spec)
@@ -98,9 +98,9 @@ def test_an_agent_that_observes_is_told_every_agent_step(run: RunDir, monkeypatc
     observe: Callable[..., None] = lambda self, *step: told.append(step)  # noqa: E731
     monkeypatch.setattr(SAC, "observe", observe, raising=False)
     assert train(run) == EXIT_DONE
-    assert len(told) == 30, "the ten random ones included"
+    assert len(told) == 60, "the ten random ones included"
     shapes = [(1, 1, 5), (1, 1), (1, 1), (1, 1)]
     assert all([tuple(value.shape) for value in step] == shapes for step in told)
     assert [value.dtype for value in told[0]] == [torch.float32, torch.float32, torch.bool, torch.bool]
-    assert not any(step[2].any() or step[3].any() for step in told[:25])
-    assert len({tuple(step[0].flatten().tolist()) for step in told}) == 30
+    assert not any(step[2].any() or step[3].any() for step in told[:49])
+    assert len({tuple(step[0].flatten().tolist()) for step in told}) == 60
