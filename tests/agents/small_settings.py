@@ -8,7 +8,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "tdmpc2": {
         "enc_dim": 16,
         "mlp_dim": 16,
-        "latent_dim": 16,
+        "latent_dim": 64,
+        "num_channels": 4,
         "num_q": 2,
         "num_samples": 16,
         "num_elites": 4,
