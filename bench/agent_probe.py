@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.protocol import Agent, AgentSpec, Batch, Observing
 from agents.registry import AgentEntry
+from bench.envs import agents_pixels
 from bench.replay import Replay
 
 CPU = torch.device("cpu")
@@ -21,8 +22,6 @@ FLEET = 3
 BATCHES = 6
 OBS_SIZE, ACTION_SIZE = 5, 2
 EPISODE_AGENT_STEPS, EPISODES = 30, 3
-IMAGE_SIZE, FRAME_STACK = 64, 3
-"""Of images, where the agent's hyperparameters do not say."""
 
 
 class Failed(Exception):
@@ -42,14 +41,14 @@ class Probe:
         self.entry = entry
         self.hyperparameters = entry.hyperparameters_model()(**hyperparameters)
         self.runs = FLEET if entry.max_fleet is None else min(FLEET, entry.max_fleet)
-        size = getattr(self.hyperparameters, "image_size", IMAGE_SIZE)
-        channels = 3 * getattr(self.hyperparameters, "frame_stack", FRAME_STACK)
+        pixels = agents_pixels(hyperparameters)
         self.spec = AgentSpec(
-            obs_shape=(OBS_SIZE,) if obs_kind == "state" else (channels, size, size),
+            obs_shape=(OBS_SIZE,) if obs_kind == "state" else pixels.obs_shape,
             obs_kind=obs_kind,  # type: ignore[arg-type]  # checked against the agent's kinds
             action_size=ACTION_SIZE,
             episode_agent_steps=EPISODE_AGENT_STEPS,
             budget_agent_steps=100_000,
+            frame_stack=1 if obs_kind == "state" else pixels.stack,
         )
         # An episode has to hold a slice.
         length = self.agent([0]).replay.length
@@ -107,11 +106,14 @@ class Probe:
         rng = np.random.default_rng([seed, num_envs])
         return torch.from_numpy(self._random_obs(rng, self.runs, num_envs))
 
-    def _random_obs(self, rng: np.random.Generator, *leading: int) -> np.ndarray:
-        shape = (*leading, *self.spec.obs_shape)
-        if self.spec.obs_kind == "rgb":
-            return rng.integers(0, 256, shape, dtype=np.uint8)
-        return rng.standard_normal(shape).astype(np.float32)
+    def _random_obs(self, rng: np.random.Generator, *leading: int, before: np.ndarray | None = None) -> np.ndarray:
+        """Observations of resets, or those that follow `before`: stacks of images lose the oldest for a new one."""
+        if self.spec.obs_kind == "state":
+            return rng.standard_normal((*leading, *self.spec.obs_shape)).astype(np.float32)
+        picture = rng.integers(0, 256, (*leading, 3, *self.spec.obs_shape[1:]), dtype=np.uint8)
+        if before is None:
+            return np.tile(picture, (1,) * len(leading) + (self.spec.frame_stack, 1, 1))
+        return np.concatenate([before[:, :, 3:], picture], axis=2)
 
     @cached_property
     def history(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -129,7 +131,7 @@ class Probe:
             length = self.spec.episode_agent_steps
             for number in range(length):
                 last = number == length - 1
-                after, reset = self._random_obs(rng, *shape), self._random_obs(rng, *shape)
+                after, reset = self._random_obs(rng, *shape, before=obs), self._random_obs(rng, *shape)
                 # The first episode terminates, the others reach the time limit.
                 steps.append(
                     (
@@ -148,10 +150,8 @@ class Probe:
     @cached_property
     def batches(self) -> list[Batch]:
         """Batches for all runs, drawn from a replay of the random episodes as the agent wants them drawn."""
-        obs_dtype = np.uint8 if self.spec.obs_kind == "rgb" else np.float32
-        spec = self.agent().replay
-        seeds = range(1, self.runs + 1)
-        replay = Replay(spec, list(seeds), 1, self.spec.obs_shape, obs_dtype, ACTION_SIZE, CPU)
+        seeds = [run + 1 for run in range(self.runs)]
+        replay = Replay.of_agent(self.agent().replay, self.spec, seeds, CPU)
         replay.begin(self._steps[0][0].numpy())
         for _, action, reward, terminated, truncated, after, reset in self._steps:
             replay.add(*(value.numpy() for value in (after, action, reward, terminated, truncated)))

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.errors import unknown
 from bench.overrides import parse_overrides
 
 app = typer.Typer()
@@ -66,12 +65,10 @@ def check_command(
     from bench.agent_checks import CHECKS, run_check
     from bench.agent_probe import Probe
 
-    entry = registry.get(agent)
-    kind = obs or entry.obs_kinds[0]
-    if kind not in entry.obs_kinds:
-        raise unknown(f"observation kind of {agent}", kind, entry.obs_kinds)
+    kind = registry.choose_obs_kind(agent, obs)
     torch.set_num_threads(1)
-    probe = Probe(entry, registry.resolve_hyperparameters(agent, parse_overrides(overrides or []), None, kind), kind)
+    values = registry.resolve_hyperparameters(agent, parse_overrides(overrides or []), None, kind)
+    probe = Probe(registry.get(agent), values, kind)
     rows = []
     for check in CHECKS:
         outcome = run_check(check, probe)

@@ -28,14 +28,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "iterations": 2,
         "batch_size": 8,
     },
-    "sac": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 2, "feature_dim": 8},
-    "drqv2": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 2, "feature_dim": 8},
+    "sac": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 8, "feature_dim": 8},
+    "drqv2": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 8, "feature_dim": 8},
     "curl": {
         "hidden_dim": 16,
         "batch_size": 8,
         "image_size": 20,
         "crop_size": 16,
-        "num_channels": 2,
+        "num_channels": 8,
         "feature_dim": 8,
     },
     "dreamerv3": {
