@@ -15,7 +15,7 @@ STAMP := .venv/installed-$(shell { pwd; cat requirements.lock pyproject.toml; } 
 
 help:
 	@echo "make setup       make .venv with the whole pinned set (about 2 minutes)"
-	@echo "make quickstart  train TD-MPC2 and SAC on a few cheap tasks and write a report (about 10 minutes on 2 cores)"
+	@echo "make quickstart  train TD-MPC2 and SAC on a task of each domain and write a report (about 10 minutes on 2 cores)"
 	@echo "make collect     the quickstart's tables alone"
 	@echo "make test        the tests: all but the slow ones (about 10 minutes on 2 cores)"
 	@echo "make test-fast   the fast ones of them (under 2 minutes)"
@@ -48,8 +48,9 @@ $(STAMP):
 	@echo "ready: .venv/bin/bench doctor says what works on this machine"
 
 quickstart: setup
-	.venv/bin/bench sweep launch sweeps/quickstart.yaml --wait
-	.venv/bin/bench report results/quickstart -o results/quickstart/report.html
+	@echo ".venv/bin/bench sweep launch sweeps/quickstart.yaml --wait"; \
+	.venv/bin/bench sweep launch sweeps/quickstart.yaml --wait; launched=$$?; \
+	.venv/bin/bench report results/quickstart -o results/quickstart/report.html && exit $$launched
 
 collect: setup
 	.venv/bin/bench collect results/quickstart

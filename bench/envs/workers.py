@@ -19,7 +19,8 @@ from bench.envs.host import CONTEXT, EnvEntry, EnvHost, Failure, HostError, Layo
 CLOSE_TIMEOUT_S = 5.0
 """How long a worker may take to end by itself."""
 
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
+"""The last is Mesa's, which draws with a thread for each core where there is no GPU."""
 
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """A terminal's Ctrl-C or a cluster's warning reaches every process of the group; the parent decides what it means."""
