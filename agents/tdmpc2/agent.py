@@ -5,7 +5,7 @@ Shapes: R runs, N environments, B batch, H horizon, O observation, A action, L l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +66,7 @@ class TDMPC2:
         self.gamma = hp.discount(spec.episode_agent_steps)
         self.model = WorldModel(spec, hp, seeds, device)
         self.scalars: TwoHot | SymlogScalar
+        self.scalar_loss: Callable[[Tensor, Tensor], Tensor]
         if hp.regression == "discrete":
             self.scalars = two_hot = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
             self.scalar_loss = two_hot.cross_entropy
