@@ -32,10 +32,11 @@ class Monitor:
         runs: the fleet's run directories.
         device: of the learner, for its peak memory.
         console: where the progress line goes; None keeps quiet.
+        pack: workers on that device, this one included.
     """
 
-    def __init__(self, runs: Sequence[RunDir], device: torch.device, console: Console | None) -> None:
-        self.runs, self.device, self.console = list(runs), device, console
+    def __init__(self, runs: Sequence[RunDir], device: torch.device, console: Console | None, pack: int = 1) -> None:
+        self.runs, self.device, self.console, self.pack = list(runs), device, console, pack
         self.specs: list[RunSpec] = [run.spec for run in runs]
         self.returns: list[float | None] = [None] * len(runs)
         self.evaluated = [False] * len(runs)
@@ -78,6 +79,8 @@ class Monitor:
             agent_steps_per_s=rate and round(rate, 3),
             wall_s=round(wall_s, 3),
             fleet=len(self.runs),
+            pack=self.pack,
+            device=self.device.type,
             **{"return": self.returns[run]},
             **self.resources(),
         )

@@ -110,6 +110,10 @@ class Replay:
         """Device memory taken now."""
         return self._entries * self.bytes_per_entry
 
+    def full_bytes(self, agent_steps: int) -> int:
+        """Device memory that it takes once every run has made so many agent steps."""
+        return self.runs * min(self.spec.capacity, agent_steps) * 65 // 64 * self.bytes_per_entry
+
     def transitions(self, run: int) -> int:
         """Transitions that a run holds now."""
         return self._indices[run].transitions

@@ -50,6 +50,10 @@ class Progress:
     wall_s: float
     age_s: float | None
     """Seconds since the last heartbeat; None where there was none."""
+    device: str | None = None
+    """cpu or cuda, by the last heartbeat."""
+    sharers: int = 1
+    """Runs that trained on that device together, this one included."""
 
 
 class RunDir:
@@ -184,6 +188,8 @@ class RunDir:
             last_return=beat.get("return"),
             wall_s=float(beat.get("wall_s", 0.0)),
             age_s=age_s,
+            device=beat.get("device"),
+            sharers=int(beat.get("fleet") or 1) * int(beat.get("pack") or 1),
         )
 
     def _owner_gone(self, beat: Mapping[str, Any], age_s: float) -> bool:

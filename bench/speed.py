@@ -45,6 +45,8 @@ class Measurement:
     env_ms: float
     loop_agent_steps_per_s: float
     """Of each run: one act, one agent step of its environment and the updates owed for it, after the seed phase."""
+    peak_gpu_gb: float | None = None
+    """Most GPU memory of the whole fleet: what was measured, with the replay as large as a whole run makes it."""
 
 
 def timed(call: Callable[[], Any], calls: int, device: torch.device) -> tuple[float, float]:
@@ -93,12 +95,15 @@ def measure(
     agent: Agent = entry.load()(spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
     replay = Replay.of_agent(agent.replay, spec, seeds, device)
     with EnvPool([task.name] * runs, obs, workers=0, pixels=pixels) as pool:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         shown = torch.from_numpy(_fill(replay, pool, runs, spec)).to(device)
         first = torch.zeros(runs, 1, dtype=torch.bool, device=device)
         update_ms, update_spread_ms = timed(lambda: _update(agent, replay), calls, device)
         act_ms, act_spread_ms = timed(lambda: agent.act(shown, first, explore=True).cpu(), calls, device)
         rest = np.zeros((runs, spec.action_size), np.float32)
         env_ms, _ = timed(lambda: pool.step(rest), calls, torch.device("cpu"))
+        peak_gpu_gb = _peak_gpu_gb(replay, spec, device)
     # Whole episodes, and some after the seed phase: learning may go by episodes, and a burst may end that phase.
     some = 10 * spec.episode_agent_steps
     updates = agent.updates_due(agent.seed_agent_steps + some, agent.seed_agent_steps + 2 * some) / some
@@ -115,7 +120,20 @@ def measure(
         act_spread_ms=round(act_spread_ms, 3),
         env_ms=round(env_ms, 3),
         loop_agent_steps_per_s=round(1000 / (act_ms + env_ms + updates * update_ms), 3),
+        peak_gpu_gb=peak_gpu_gb,
     )
+
+
+def _peak_gpu_gb(replay: Replay, spec: AgentSpec, device: torch.device) -> float | None:
+    """Peak GPU memory in GB that a run to its budget will have; None on a CPU.
+
+    The replay is small here, and doubles as it grows: the largest moment is that of the last doubling, when the tensors
+    of half the size are copied into the full ones.
+    """
+    if device.type != "cuda":
+        return None
+    learner = torch.cuda.max_memory_allocated(device) - replay.allocated_bytes
+    return round((learner + 1.5 * replay.full_bytes(spec.budget_agent_steps)) / 1e9, 3)
 
 
 def _update(agent: Agent, replay: Replay) -> None:

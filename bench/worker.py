@@ -95,7 +95,7 @@ def _train_fleet(
     runs: list[RunDir], options: TrainOptions, console: Console | None, interrupted: Callable[[], bool]
 ) -> Outcome | None:
     """Train one fleet; None if it was interrupted. Failed runs are marked in their directories."""
-    monitor = Monitor(runs, torch.device(options.device), console)
+    monitor = Monitor(runs, torch.device(options.device), console, options.pack)
     sinks = make_sinks(options.sinks, [_tracked(run) for run in runs], WANDB_PROJECT)
     fleet: Fleet | None = None
     try:

@@ -15,8 +15,10 @@ from sweeps.options import AsJson, Assignments, Classes, Cluster, Patterns, Resu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sweeps.cost import FleetCost, Total
     from sweeps.executor import Executor
     from sweeps.expand import Sweep
+    from sweeps.plan import Plan
     from sweeps.state import RunState
 
 app = typer.Typer(help="Plan, launch and watch sweeps: agents × tasks × seeds.", no_args_is_help=True)
@@ -32,8 +34,16 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a sweep, what is already done, and what the rest will cost. Starts nothing."""
-    sweep, _ = _load(file, cluster, assignments)
-    _show_plan(sweep, results, as_json)
+    sweep, executor = _load(file, cluster, assignments)
+    made, costs, total = _plan(sweep, results, executor)
+    if as_json:
+        from sweeps import cost
+
+        typer.echo(json.dumps(cost.plan_json(made, costs, total), indent=2))
+    else:
+        from sweeps import plan_text, text
+
+        plan_text.show(text.console(), made, costs, total)
 
 
 def _load(file: Path, cluster: str | None, assignments: list[str] | None) -> tuple[Sweep, Executor]:
@@ -47,17 +57,14 @@ def _load(file: Path, cluster: str | None, assignments: list[str] | None) -> tup
     return replace(sweep, resources=executor.planned(sweep.resources)), executor
 
 
-def _show_plan(sweep: Sweep, results: Path, as_json: bool) -> None:
-    from sweeps import cost, measured, plan, text
+def _plan(sweep: Sweep, results: Path, executor: Executor) -> tuple[Plan, list[FleetCost], Total]:
+    """A sweep's plan, the cost of each fleet and of all together."""
+    from sweeps import cost, measured, plan
 
-    known = measured.read(results)
+    known, device = measured.read(results), sweep.resources.device
     made = plan.make(sweep, results, known)
-    device = sweep.resources.device
     costs = cost.cost(made.fleets, device, known)
-    if as_json:
-        typer.echo(json.dumps(cost.plan_json(made, costs, device), indent=2))
-    else:
-        text.show_plan(text.console(), made, costs, device)
+    return made, costs, cost.total(made, costs, device, known, executor.gpus_per_slot(sweep.resources))
 
 
 @app.command("launch")
@@ -70,11 +77,21 @@ def launch_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, and what would be submitted; start nothing.")
     ] = False,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(min=0, help="Start nothing if it would cost more GPU-hours, or nobody knows.")
+    ] = None,
 ) -> None:
     """Start every run that is neither done nor running nor failed; returns at once unless told to wait."""
     sweep, executor = _load(file, cluster, assignments)
+    if dry_run or max_gpu_hours is not None:
+        from sweeps import cost, plan_text, text
+
+        made, costs, total = _plan(sweep, results, executor)
+        if dry_run:
+            plan_text.show(text.console(), made, costs, total)
+        if max_gpu_hours is not None:
+            cost.check_gpu_hours(total, max_gpu_hours)
     if dry_run:
-        _show_plan(sweep, results, as_json=False)
         _show_scripts(sweep, results, executor)
         return
     _launch(sweep, results, executor, wait)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,42 +34,34 @@ def status_command(
     target: Target,
     results: Results = Path("results"),
     watch: Annotated[bool, typer.Option("--watch", help="Follow until nothing runs any more.")] = False,
+    every_s: Annotated[
+        float, typer.Option(min=1, help="With --watch, how often run directories are read; Slurm every 30 s at most.")
+    ] = 5.0,
     by: Annotated[str | None, typer.Option(metavar="task|domain", help="What to count by.")] = None,
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say where the runs are: pending, running, stale, failed or done, as their directories tell."""
+    """Say where the runs are: counts, progress, why runs wait, hours used and to come, and when it ends."""
     from bench.errors import UserError
-    from sweeps import follow, record, text
+    from sweeps import follow, status, status_text, text
 
     if by not in (None, "task", "domain"):
         raise UserError(f"--by {by}: valid are task, domain")
     folder, read = _reader(target, results, assignments)
     if watch:
         try:
-            follow.follow(text.console(), folder, read)
+            follow.follow(text.console(), folder, read, every_s=every_s, by=by)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    runs, live = read(), record.live(folder)
-    eta_s = follow.eta_s(runs, live)
+    looked = status.Launches(folder)
+    launches, runs = looked.read(), read()
+    eta_s = follow.eta_s(runs, [launched for launched in launches if launched.alive])
+    by = by or status_text.default_by(runs)
     if as_json:
-        typer.echo(json.dumps(_status_json(folder, runs, eta_s, [launched.name for launched in live]), indent=2))
-        return
-    out = text.console()
-    eta = f"{text.plural(len(live), 'launch')} working, ETA {text.duration(eta_s)}" if live else "no launch is working"
-    text.show_status(out, str(folder), runs, by, eta)
-
-
-def _status_json(folder: Path, runs: list[RunState], eta_s: float | None, launches: list[str]) -> dict[str, Any]:
-    from sweeps import plan
-
-    return {
-        "folder": str(folder),
-        "counts": plan.counts(runs),
-        "eta_s": eta_s,
-        "launches": launches,
-        "runs": [plan.run_json(run) for run in runs],
-    }
+        value = status.to_json(folder, runs, launches, by, eta_s, looked.silence)
+        typer.echo(json.dumps(value, indent=2))
+    else:
+        status_text.show(text.console(), str(folder), runs, launches, by, eta_s, looked.silence)
 
 
 @app.command("failures")

@@ -9,6 +9,8 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
+from bench.errors import UserError
+from bench.runspec import RunSpec
 from sweeps import plan
 from sweeps.measured import Measurement, sources
 from sweeps.plan import Fleet, Plan, counts, replay_bytes, run_json
@@ -22,29 +24,30 @@ class Rate:
     source: str
 
 
-def rate_of(fleet: Fleet, device: str, measured: Sequence[Measurement]) -> Rate | None:
-    """The median of the nearest measurements.
+def _nearest(spec: RunSpec, fitting: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements that are nearest to a run: this machine before others, then the same task, then the same
+    domain."""
 
-    Always of the same agent, hyperparameters, observation kind, environments, device and pack; this machine before
-    others, then the same task, then the same domain. Where this size of fleet was not measured, the next larger one
-    serves: its runs are no faster.
-    """
+    def nearness(m: Measurement) -> tuple[bool, bool, bool]:
+        return (m.host == socket.gethostname(), m.task == spec.task, m.domain == spec.domain)
+
+    nearest = max(map(nearness, fitting), default=None)
+    return [m for m in fitting if nearness(m) == nearest]
+
+
+def rate_of(fleet: Fleet, device: str, measured: Sequence[Measurement]) -> Rate | None:
+    """The median of the nearest measurements of the same agent, hyperparameters, observation kind, environments, device
+    and pack. Where this size of fleet was not measured, the next larger one serves: its runs are no faster."""
     spec, runs = fleet.spec, len(fleet.runs)
     fitting = [m for m in measured if m.device == device and m.pack == fleet.pack and m.fleet >= runs and m.is_of(spec)]
     if not fitting:
         return None
     size = min(m.fleet for m in fitting)
-
-    def nearness(m: Measurement) -> tuple[bool, bool, bool]:
-        return (m.host == socket.gethostname(), m.task == spec.task, m.domain == spec.domain)
-
-    fitting = [m for m in fitting if m.fleet == size]
-    nearest = max(map(nearness, fitting))
-    best = [m for m in fitting if nearness(m) == nearest]
+    best = _nearest(spec, [m for m in fitting if m.fleet == size])
     where = best[0].task or "no single task"
     if best[0].task not in (None, spec.task):
         where += f", not {spec.task}"
-    host = "this machine" if nearest[0] else best[0].host
+    host = "this machine" if best[0].host == socket.gethostname() else best[0].host
     beside = "" if size == runs else f"; fleet of {size}"
     source = f"{sources(best)} ({where}{beside}; {device}, {host})"
     return Rate(median(m.agent_steps_per_s for m in best), source)
@@ -68,8 +71,8 @@ def cost(fleets: Sequence[Fleet], device: str, measured: Sequence[Measurement]) 
     return [FleetCost(fleet, rate_of(fleet, device, measured)) for fleet in fleets]
 
 
-def makespan_s(costs: Sequence[FleetCost], slots: int) -> float:
-    """Wall time of the fleets whose cost is known, each taken in order by the slot that is free first."""
+def busy_s(costs: Sequence[FleetCost], slots: int) -> list[float]:
+    """How long each slot works on the fleets whose cost is known; the slot that is free first takes the next."""
     free = [0.0] * slots
     for pack, items in groupby(costs, key=lambda item: item.fleet.pack):
         lanes = [[time_s, slot] for slot, time_s in enumerate(free) for _ in range(pack)]
@@ -77,23 +80,128 @@ def makespan_s(costs: Sequence[FleetCost], slots: int) -> float:
             min(lanes)[0] += item.wall_s or 0.0
         for time_s, slot in lanes:
             free[int(slot)] = max(free[int(slot)], time_s)
-    return max(free)
+    return free
 
 
-def plan_json(made: Plan, costs: Sequence[FleetCost], device: str) -> dict[str, Any]:
-    """A plan and its cost as plain values, for `--json`."""
+def makespan_s(costs: Sequence[FleetCost], slots: int) -> float:
+    """Wall time of the fleets whose cost is known."""
+    return max(busy_s(costs, slots))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a sweep writes, in bytes."""
+
+    replay_at_once: int
+    """Replay logs of the largest fleets that train at a time, at their budgets; computed from shapes."""
+    replay: int
+    """Over all runs."""
+    checkpoints: int | None
+    """Over all runs, which keep them; None where none of some agent was measured."""
+    checkpoints_source: str
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a plan will cost."""
+
+    slots: int
+    device: str
+    wall_s: float
+    """Of the fleets whose cost is known."""
+    device_h: float
+    """Time that their devices are held: on GPUs, GPU-hours."""
+    unknown: tuple[Fleet, ...]
+    """Fleets of which no speed was measured."""
+    disk: Disk
+
+
+def total(
+    made: Plan, costs: Sequence[FleetCost], device: str, known: Sequence[Measurement], gpus: float = 1.0
+) -> Total:
+    """Add up what a plan will cost.
+
+    Args:
+        made: the plan.
+        costs: of its fleets, in order.
+        device: cpu or cuda.
+        known: what was measured.
+        gpus: how many a slot holds; less than 1 where slots share them.
+    """
     slots = max(1, plan.slots(made.sweep.resources.slots, made.fleets))
+    times = busy_s(costs, slots)
+    return Total(
+        slots=slots,
+        device=device,
+        wall_s=max(times),
+        device_h=sum(times) / 3600 * (gpus if device == "cuda" else 1.0),
+        unknown=tuple(item.fleet for item in costs if item.rate is None),
+        disk=_disk(made, slots, known),
+    )
+
+
+def _disk(made: Plan, slots: int, known: Sequence[Measurement]) -> Disk:
+    replay = sorted(
+        (fleet.pack * sum(replay_bytes(made.sweep, run.spec) for run in fleet.runs) for fleet in made.fleets),
+        reverse=True,
+    )
+    runs = [run.spec for fleet in made.fleets for run in fleet.runs]
+    saved, used = [], []
+    for spec in runs:
+        best = _nearest(spec, [m for m in known if m.checkpoint_bytes and m.is_of(spec)])
+        used += best
+        saved.append(median(m.checkpoint_bytes or 0 for m in best) if best else None)
+    return Disk(
+        replay_at_once=sum(replay[:slots]),
+        replay=sum(replay_bytes(made.sweep, spec) for spec in runs),
+        checkpoints=None if None in saved else int(sum(size or 0 for size in saved)),
+        checkpoints_source=sources(list({id(m): m for m in used}.values())) if used else "none was measured",
+    )
+
+
+def check_gpu_hours(cost: Total, most: float) -> None:
+    """Refuse a plan that costs more.
+
+    Raises:
+        UserError: it costs more GPU-hours, or what it costs is not known.
+    """
+    if cost.device != "cuda":
+        return
+    if cost.unknown:
+        first = cost.unknown[0].spec
+        raise UserError(
+            f"--max-gpu-hours {most:g}: the cost of {len(cost.unknown)} fleets is unknown (the first: "
+            f"{cost.unknown[0].title()}): measure it on such a GPU with `bench speed {first.agent} --task {first.task} "
+            f"--fleet {len(cost.unknown[0].runs)} --device cuda`, or launch a single run of it, or launch without "
+            "--max-gpu-hours"
+        )
+    if cost.device_h > most:
+        raise UserError(
+            f"--max-gpu-hours {most:g}: this would take {cost.device_h:.1f} GPU-hours: take fewer tasks, seeds or "
+            "steps, or allow more"
+        )
+
+
+def plan_json(made: Plan, costs: Sequence[FleetCost], cost: Total) -> dict[str, Any]:
+    """A plan and its cost as plain values, for `--json`."""
     todo = [run for item in costs for run in item.fleet.runs]
+    hours = None if cost.unknown else cost.device_h
     return {
         "name": made.sweep.name,
         "folder": str(made.folder),
-        "device": device,
-        "slots": slots,
+        "device": cost.device,
+        "slots": cost.slots,
         "counts": counts(made.runs),
         "env_steps": sum(run.left_agent_steps * run.spec.action_repeat for run in todo),
         "agent_steps": sum(run.left_agent_steps for run in todo),
-        "wall_s": makespan_s(costs, slots) if all(item.rate for item in costs) else None,
-        "replay_bytes": sum(replay_bytes(made.sweep, run.spec) for run in todo),
+        "wall_s": None if cost.unknown else cost.wall_s,
+        "gpu_h": hours if cost.device == "cuda" else 0.0,
+        "cpu_worker_h": hours if cost.device == "cpu" else 0.0,
+        "fleets_of_unknown_cost": len(cost.unknown),
+        "replay_bytes": cost.disk.replay,
+        "replay_bytes_at_once": cost.disk.replay_at_once,
+        "checkpoint_bytes": cost.disk.checkpoints,
+        "checkpoint_bytes_source": cost.disk.checkpoints_source,
         "fleets": [
             {
                 "title": item.fleet.title(),

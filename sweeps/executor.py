@@ -46,6 +46,10 @@ class Executor(Protocol):
         """A sweep's resources with device (cpu or cuda), threads and slots (jobs at a time) as they will be here."""
         ...
 
+    def gpus_per_slot(self, resources: Resources) -> float:
+        """GPUs that one slot holds; less than 1 where slots share them."""
+        ...
+
     def scripts(self, launch_folder: Path, code: str, placement: Placement) -> list[str]:
         """What `submit` would give to the cluster, in order; nothing on this machine."""
         ...

@@ -13,13 +13,16 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from sweeps import plan, record
+from sweeps import plan, status, status_text
 from sweeps.record import LaunchRecord
 from sweeps.state import RunState
 from sweeps.text import duration, plural, show_failures, tally
 
-REFRESH_S = 1.0
+REFRESH_S = 2.0
+"""How often run directories are read."""
+
 LINE_EVERY_S = 20.0
+MOST_FLEETS_SHOWN = 16
 
 Row = tuple[str, str, str, str, str]
 """Fleet, env steps, return, speed, ETA."""
@@ -51,7 +54,7 @@ def _row(group: Sequence[RunState]) -> Row:
 def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | None:
     """Seconds until the live launches have worked off their fleets, at the speeds of this sweep's own runs.
 
-    None where nothing is live, or a fleet waits whose agent has no speed yet.
+    None where nothing is live, no job of a launch has started, or a fleet waits whose agent has no speed yet.
     """
     by_id = {run.spec.run_id: run for run in runs}
     rates: dict[str, list[float]] = {}
@@ -60,10 +63,10 @@ def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | Non
             rates.setdefault(plan.agent_title(run.spec), []).append(run.progress.agent_steps_per_s)
     ends = []
     for launched in live:
-        slots = sum(slot.alive for slot in launched.slots())
         owned = launched.owned()
         waits = []
-        for fleet in launched.fleets:
+        shares = []
+        for fleet, pack in zip(launched.fleets, launched.packs, strict=True):
             left = [by_id[run_id] for run_id in fleet if run_id in owned and run_id in by_id]
             left = [run for run in left if run.left_agent_steps and run.state != "failed"]
             if not left:
@@ -73,9 +76,20 @@ def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | Non
             if not known:
                 return None
             waits.append(max(run.left_agent_steps for run in left) / median(known))
-        if waits and slots:
-            ends.append(max(sum(waits) / slots, max(waits)))
+            shares.append(waits[-1] / pack)
+        slots = _working_slots(launched)
+        if waits and not slots:
+            return None  # how long jobs wait in the queue nobody knows
+        if waits:
+            ends.append(max(sum(shares) / slots, max(waits)))
     return max(ends, default=None)
+
+
+def _working_slots(launched: LaunchRecord) -> int:
+    """Slots that take work now; on Slurm, jobs that run."""
+    if launched.on_slurm:
+        return sum(state.state == "RUNNING" for state in launched.job_states.values())
+    return sum(slot.alive for slot in launched.slots())
 
 
 def summary(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> str:
@@ -83,7 +97,14 @@ def summary(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> str:
     return f"{tally(runs)} · ETA {duration(eta_s(runs, live))}" if live else tally(runs)
 
 
-def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_every_s: float = LINE_EVERY_S) -> int:
+def follow(
+    out: Console,
+    folder: Path,
+    read: Callable[[], list[RunState]],
+    line_every_s: float = LINE_EVERY_S,
+    every_s: float = REFRESH_S,
+    by: str | None = None,
+) -> int:
     """Show progress until no launch of the sweep lives and no run of it is running.
 
     Args:
@@ -91,16 +112,21 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
             and whenever a run changed its state.
         folder: the sweep's folder.
         read: the states of the sweep's runs, read anew.
+        line_every_s: see `out`.
+        every_s: how often run directories are read; Slurm is asked every `status.ASK_SLURM_EVERY_S` at most.
+        by: what the display counts by: task or domain.
 
     Returns:
         0 if every run is done, else 1; each failed run is named with its error.
     """
     screen = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
     printed, printed_at = "", float("-inf")
+    launches = status.Launches(folder)
     ended = {run.spec.run_id for run in read() if run.state in ("done", "failed")}
     with screen or nullcontext():
         while True:
-            live = record.live(folder)  # before the states: what ends in between is then seen as ended
+            known = launches.read()  # before the states: what ends in between is then seen as ended
+            live = [launched for launched in known if launched.alive]
             runs = read()
             for run in runs:
                 if run.state in ("done", "failed") and run.spec.run_id not in ended:
@@ -109,11 +135,11 @@ def follow(out: Console, folder: Path, read: Callable[[], list[RunState]], line_
             if not live and not any(run.state == "running" for run in runs):
                 break
             if screen is not None:
-                screen.update(display(runs, live), refresh=True)
+                screen.update(display(runs, known, launches.silence, by), refresh=True)
             elif tally(runs) != printed or time.monotonic() - printed_at >= line_every_s:
                 _print_lines(out, runs, live)
                 printed, printed_at = tally(runs), time.monotonic()
-            time.sleep(min(REFRESH_S, line_every_s))
+            time.sleep(min(every_s, line_every_s))
     return _conclude(out, runs)
 
 
@@ -129,12 +155,24 @@ def _print_lines(out: Console, runs: Sequence[RunState], live: Sequence[LaunchRe
         out.print(f"{_clock()}   {' · '.join(row)}", soft_wrap=True)
 
 
-def display(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> RenderableType:
-    """What a terminal shows: the summary, and a line for each fleet that trains."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for row in rows(runs, live):
-        table.add_row(*row)
-    return Group(summary(runs, live), table)
+def display(
+    runs: Sequence[RunState], launches: Sequence[LaunchRecord], silence: str | None = None, by: str | None = None
+) -> RenderableType:
+    """What a terminal shows: the summary, the table of agents and tasks or domains, and a line for each fleet that
+    trains."""
+    live = [launched for launched in launches if launched.alive]
+    fleets = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    training = rows(runs, live)
+    for row in training[:MOST_FLEETS_SHOWN]:
+        fleets.add_row(*row)
+    hidden = len(training) - MOST_FLEETS_SHOWN
+    return Group(
+        summary(runs, live),
+        status_text.table(runs, by or status_text.default_by(runs)),
+        *status_text.lines(runs, launches, silence),
+        fleets,
+        *([f"… and {plural(hidden, 'more fleet')} that train"] if hidden > 0 else []),
+    )
 
 
 def _conclude(out: Console, runs: Sequence[RunState]) -> int:

@@ -36,6 +36,10 @@ class LocalExecutor:
         """The device that this machine has, unless the sweep says which; its cores shared by the slots."""
         return resources.model_copy(update={"device": devices.resolve(resources.device), "threads": threads(resources)})
 
+    def gpus_per_slot(self, resources: Resources) -> float:
+        """Its share of `resources.gpus`; of the first one that it sees where they are not given."""
+        return min(1.0, len(set(resources.gpus or (0,))) / resources.slots)
+
     def scripts(self, launch_folder: Path, code: str, placement: Placement) -> list[str]:
         """Nothing is given to anybody."""
         return []

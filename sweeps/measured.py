@@ -41,7 +41,9 @@ class Measurement:
     pack: int = 1
     """Workers that shared the device."""
     peak_gpu_gb: float | None = None
-    """Of the whole fleet's process."""
+    """Of the whole fleet's process; of finished runs, whose replay has grown as far as it will."""
+    checkpoint_bytes: int | None = None
+    """Of the checkpoints that the run keeps."""
 
     def is_of(self, spec: RunSpec) -> bool:
         """Whether it is of the same agent with the same hyperparameters, observation kind and environments."""
@@ -95,7 +97,8 @@ def _of_run(directory: RunDir) -> Measurement | None:
         agent_steps_per_s=rate,
         kind=kind,
         pack=last.get("pack", 1),
-        peak_gpu_gb=(done or beat or {}).get("peak_gpu_gb"),
+        peak_gpu_gb=None if done is None else done.get("peak_gpu_gb"),
+        checkpoint_bytes=sum(path.stat().st_size for path in directory.checkpoints.glob("[0-9]*.pt")) or None,
     )
 
 

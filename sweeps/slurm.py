@@ -109,6 +109,10 @@ class SlurmExecutor:
             }
         )
 
+    def gpus_per_slot(self, resources: Resources) -> float:
+        """Those of a job."""
+        return float(self.profile.gpus.count)
+
     def _check_partition(self) -> None:
         wanted = self.profile.partition
         if wanted is None:

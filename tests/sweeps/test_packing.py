@@ -14,7 +14,7 @@ from waiting import wait_idle, wait_until
 
 from agents import registry
 from bench.rundir import RunDir
-from sweeps import cost, devices, expand, launch, measured, plan, record, state, text
+from sweeps import cost, devices, expand, launch, measured, plan, plan_text, record, state
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
 from sweeps.measured import Measurement
@@ -115,7 +115,8 @@ def test_memory_of_the_gpu_is_asked_of_the_driver(write: Write, tmp_path: Path, 
 def test_the_grouping_is_shown(write: Write, tmp_path: Path) -> None:
     made = plan.make(expand.load(write(TEXT), ["resources.pack={sac: 3}"]), tmp_path)
     out = io.StringIO()
-    text.show_plan(Console(file=out, width=200), made, cost.cost(made.fleets, "cpu", []), "cpu")
+    costs = cost.cost(made.fleets, "cpu", [])
+    plan_text.show(Console(file=out, width=200), made, costs, cost.total(made, costs, "cpu", []))
     assert "To start: 4 runs in 4 fleets, 1 slot on cpu" in out.getvalue()
     assert "Grouping: sac: 4 fleets of 1 run, 3 side by side in a slot; as the sweep file asks" in out.getvalue()
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from agents import registry
 from bench.errors import UserError
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
-from sweeps import cost, expand, measured, plan, text
+from sweeps import cost, expand, measured, plan, plan_text
+from sweeps.cli import app
 
 TEXT = """\
 name: x
@@ -80,7 +82,7 @@ def test_a_run_without_its_replay_is_not_extended(write: Callable[[str], Path], 
     larger = plan.make(expand.load(write(TEXT), ["env_steps=3000", "seeds=1", "tasks=cup-catch"]), tmp_path)
     assert (larger.runs[0].state, larger.runs[0].extendable, larger.fleets) == ("pending", False, ())
     out = io.StringIO()
-    text.show_plan(Console(file=out, width=300), larger, [], "cpu")
+    plan_text.show(Console(file=out, width=300), larger, [], cost.total(larger, [], "cpu", []))
     assert "1 run ended at a smaller budget and kept no replay, so cannot be extended: left alone" in out.getvalue()
 
 
@@ -145,3 +147,65 @@ def test_cost_from_speed_files(write: Callable[[str], Path], tmp_path: Path) -> 
 def test_replay_bytes(write: Callable[[str], Path]) -> None:
     sweep = expand.load(write(TEXT))
     assert plan.replay_bytes(sweep, sweep.runs[0]) == 1000 * (8 + 2 + 2) * 4
+
+
+def gpu_run(folder: Path, spec: RunSpec, wall_s: float, checkpoint: int) -> None:
+    run = finish(folder, spec, wall_s=wall_s, device="cuda:0")
+    run.checkpoints.mkdir()
+    for agent_steps in (500, 1000):
+        (run.checkpoints / f"{agent_steps:010d}.pt").write_bytes(b"x" * checkpoint)
+
+
+def test_gpu_hours_and_disk(write: Callable[[str], Path], tmp_path: Path) -> None:
+    sweep = expand.load(write(TEXT), ["resources={device: cuda, slots: 2}", "tasks=cup-catch", "seeds=4"])
+    gpu_run(tmp_path / "x", sweep.runs[0], wall_s=3600.0, checkpoint=1000)
+    known = measured.read(tmp_path)
+    made = plan.make(sweep, tmp_path, known)
+    costs = cost.cost(made.fleets, "cuda", known)
+    total = cost.total(made, costs, "cuda", known)
+    assert total.wall_s == pytest.approx(2 * 3600)  # three fleets of an hour in two slots
+    assert total.device_h == pytest.approx(3.0)
+    assert cost.total(made, costs, "cuda", known, gpus=0.5).device_h == pytest.approx(1.5)  # both slots on one GPU
+    assert total.unknown == ()
+    one = 1000 * (8 + 2 + 2) * 4
+    assert (total.disk.replay_at_once, total.disk.replay) == (2 * one, 3 * one)
+    assert total.disk.checkpoints == 3 * 2000
+    assert total.disk.checkpoints_source == "1 × finished run"
+    value = cost.plan_json(made, costs, total)
+    assert (value["gpu_h"], value["cpu_worker_h"]) == (pytest.approx(3.0), 0.0)
+    out = io.StringIO()
+    plan_text.show(Console(file=out, width=200), made, costs, total)
+    assert "Time: 2.0 h with 2 slots, 3.0 GPU-hours" in out.getvalue()
+    assert "checkpoints 0.0 MB (1 × finished run)" in out.getvalue()
+    cost.check_gpu_hours(total, 3.5)
+    with pytest.raises(UserError, match=r"--max-gpu-hours 2: this would take 3\.0 GPU-hours"):
+        cost.check_gpu_hours(total, 2)
+
+
+def test_more_gpu_hours_than_allowed_or_unknown_start_nothing(write: Callable[[str], Path], tmp_path: Path) -> None:
+    file = write(TEXT)
+    arguments = ["launch", str(file), "--results", str(tmp_path / "r"), "--max-gpu-hours", "5"]
+    refused = CliRunner().invoke(app, [*arguments, "--set", "resources.device=cuda"])
+    assert isinstance(refused.exception, UserError)
+    assert (
+        "--max-gpu-hours 5: the cost of 3 fleets is unknown (the first: sac cup-catch seeds 1,2,3): measure it"
+        in str(refused.exception)
+    )
+    assert "`bench speed sac --task cup-catch --fleet 3 --device cuda`" in str(refused.exception)
+    assert not (tmp_path / "r").exists()
+    on_cpu = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert on_cpu.exit_code == 0  # no GPU, no GPU-hours
+
+
+def test_many_fleets_are_added_up_by_domain(write: Callable[[str], Path], tmp_path: Path) -> None:
+    sweep = expand.load(write(TEXT), ["seeds=12", "resources.fleet=1"])
+    finish(tmp_path / "x", sweep.runs[0], wall_s=100.0)
+    known = measured.read(tmp_path)
+    made = plan.make(sweep, tmp_path, known)
+    costs = cost.cost(made.fleets, "cpu", known)
+    out = io.StringIO()
+    plan_text.show(Console(file=out, width=200), made, costs, cost.total(made, costs, "cpu", known))
+    (dmcontrol,) = (line for line in out.getvalue().splitlines() if "dmcontrol" in line)
+    assert dmcontrol.split()[:5] == ["sac", "dmcontrol", "11", "11", "11,000"]
+    assert "18 min" in dmcontrol
+    assert "10.0 agent steps/s: 1 × finished run (cup-catch; cpu, this machine)" in dmcontrol
