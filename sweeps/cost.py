@@ -12,7 +12,7 @@ from typing import Any
 from bench.errors import UserError
 from bench.runspec import RunSpec
 from sweeps import plan
-from sweeps.measured import Measurement, sources
+from sweeps.measured import Measurement, by_configuration, sources
 from sweeps.plan import Fleet, Plan, counts, replay_bytes, run_json
 
 
@@ -68,7 +68,8 @@ class FleetCost:
 
 def cost(fleets: Sequence[Fleet], device: str, measured: Sequence[Measurement]) -> list[FleetCost]:
     """The cost of each fleet, in order."""
-    return [FleetCost(fleet, rate_of(fleet, device, measured)) for fleet in fleets]
+    of = by_configuration(measured)
+    return [FleetCost(fleet, rate_of(fleet, device, of(fleet.spec))) for fleet in fleets]
 
 
 def busy_s(costs: Sequence[FleetCost], slots: int) -> list[float]:
@@ -146,9 +147,9 @@ def _disk(made: Plan, slots: int, known: Sequence[Measurement]) -> Disk:
         reverse=True,
     )
     runs = [run.spec for fleet in made.fleets for run in fleet.runs]
-    saved, used = [], []
+    saved, used, of = [], [], by_configuration(known)
     for spec in runs:
-        best = _nearest(spec, [m for m in known if m.checkpoint_bytes and m.is_of(spec)])
+        best = _nearest(spec, [m for m in of(spec) if m.checkpoint_bytes])
         used += best
         saved.append(median(m.checkpoint_bytes or 0 for m in best) if best else None)
     return Disk(
@@ -169,11 +170,12 @@ def check_gpu_hours(cost: Total, most: float) -> None:
         return
     if cost.unknown:
         first = cost.unknown[0].spec
+        obs = "" if first.obs == "state" else f" --obs {first.obs}"
         raise UserError(
             f"--max-gpu-hours {most:g}: the cost of {len(cost.unknown)} fleets is unknown (the first: "
-            f"{cost.unknown[0].title()}): measure it on such a GPU with `bench speed {first.agent} --task {first.task} "
-            f"--fleet {len(cost.unknown[0].runs)} --device cuda`, or launch a single run of it, or launch without "
-            "--max-gpu-hours"
+            f"{cost.unknown[0].title()}): measure it on such a GPU with `bench speed {first.agent} --task {first.task}"
+            f"{obs} --fleet {len(cost.unknown[0].runs)} --device cuda`, or launch a single run of it, or launch "
+            "without --max-gpu-hours"
         )
     if cost.device_h > most:
         raise UserError(

@@ -135,7 +135,7 @@ def follow(
             if not live and not any(run.state == "running" for run in runs):
                 break
             if screen is not None:
-                screen.update(display(runs, known, launches.silence, by), refresh=True)
+                screen.update(display(runs, known, launches.silence, by, out.width), refresh=True)
             elif tally(runs) != printed or time.monotonic() - printed_at >= line_every_s:
                 _print_lines(out, runs, live)
                 printed, printed_at = tally(runs), time.monotonic()
@@ -156,7 +156,11 @@ def _print_lines(out: Console, runs: Sequence[RunState], live: Sequence[LaunchRe
 
 
 def display(
-    runs: Sequence[RunState], launches: Sequence[LaunchRecord], silence: str | None = None, by: str | None = None
+    runs: Sequence[RunState],
+    launches: Sequence[LaunchRecord],
+    silence: str | None = None,
+    by: str | None = None,
+    width: int = status_text.WIDE,
 ) -> RenderableType:
     """What a terminal shows: the summary, the table of agents and tasks or domains, and a line for each fleet that
     trains."""
@@ -168,7 +172,7 @@ def display(
     hidden = len(training) - MOST_FLEETS_SHOWN
     return Group(
         summary(runs, live),
-        status_text.table(runs, by or status_text.default_by(runs)),
+        status_text.table(runs, by or status_text.default_by(runs), width),
         *status_text.lines(runs, launches, silence),
         fleets,
         *([f"… and {plural(hidden, 'more fleet')} that train"] if hidden > 0 else []),

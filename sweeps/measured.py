@@ -11,8 +11,9 @@ included; running ones: the rate of their heartbeat once they learn), and the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,26 @@ class Measurement:
     checkpoint_bytes: int | None = None
     """Of the checkpoints that the run keeps."""
 
+    @cached_property
+    def configuration(self) -> str:
+        """Equal for what is of one configuration (see `is_of`)."""
+        return _configuration(self)
+
     def is_of(self, spec: RunSpec) -> bool:
         """Whether it is of the same agent with the same hyperparameters, observation kind and environments."""
-        mine = (self.agent, self.hyperparameters, self.obs, self.num_envs)
-        return mine == (spec.agent, spec.hyperparameters, spec.obs, spec.num_envs)
+        return self.configuration == _configuration(spec)
+
+
+def _configuration(of: Measurement | RunSpec) -> str:
+    return json.dumps([of.agent, of.hyperparameters, of.obs, of.num_envs], sort_keys=True)
+
+
+def by_configuration(measurements: Iterable[Measurement]) -> Callable[[RunSpec], list[Measurement]]:
+    """What gives the measurements of a run's configuration, quickly also where thousands were made."""
+    found: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        found.setdefault(measurement.configuration, []).append(measurement)
+    return lambda spec: found.get(_configuration(spec), [])
 
 
 def read(results: Path) -> list[Measurement]:

@@ -18,6 +18,9 @@ from sweeps.expand import Sweep
 from sweeps.measured import Measurement
 from sweeps.state import RunState
 
+CAPACITY = ("buffer_size", "replay_capacity")
+"""What agents call the most agent steps that a run's replay holds."""
+
 STARTABLE = ("pending", "stale")
 """States that a launch starts; a failed run waits for `retry`."""
 
@@ -146,11 +149,12 @@ def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:
 
 
 def replay_bytes(sweep: Sweep, spec: RunSpec) -> int:
-    """Bytes of a run's replay log when its budget is reached: of every agent step the observation (float32; one picture
-    of bytes, whatever the agent stacks), action, reward and end."""
+    """Bytes of a run's replay log when its budget is reached: of every agent step that replay still holds the
+    observation (float32; one picture of bytes, whatever the agent stacks), action, reward and end."""
     task = sweep.tasks[spec.task]
     obs_bytes = 3 * agents_pixels(spec.hyperparameters).size ** 2 if spec.obs == "rgb" else 4 * task.obs_size
-    return spec.budget_agent_steps * (obs_bytes + 4 * (task.action_size + 2))
+    capacities = [spec.hyperparameters[key] for key in CAPACITY if key in spec.hyperparameters]
+    return min([spec.budget_agent_steps, *capacities]) * (obs_bytes + 4 * (task.action_size + 2))
 
 
 def counts(runs: Iterable[RunState]) -> dict[str, int]:

@@ -20,6 +20,11 @@ MOST_TASKS_BY_NAME = 24
 
 MOST_REASONS = 6
 
+WIDE = 120
+"""Columns of a terminal that shows the table whole."""
+
+SHORT = {"pending": "wait", "running": "run", "failed": "fail"}
+
 TITLES = {"cuda": "GPU-hours", "cpu": "CPU worker-hours"}
 
 
@@ -41,16 +46,21 @@ def show(
     live = sum(launched.alive for launched in launches)
     working = f"{plural(live, 'launch')} working, ETA {duration(eta_s)}" if live else "no launch is working"
     out.print(f"{title}: {plural(len(runs), 'run')}: {tally(runs)}; {working}", soft_wrap=True)
-    out.print(table(runs, by))
+    out.print(table(runs, by, out.width))
     for line in lines(runs, launches, silence):
         out.print(line, soft_wrap=True)
     show_failures(out, runs)
 
 
-def table(runs: Sequence[RunState], by: str) -> Table:
-    """A row for each agent variant and task or domain."""
-    columns = ("agent", by, *STATES, "env steps", "done %", "ETA of running", "hours used", "to come")
-    shown = Table(*columns, header_style="bold", box=box.SIMPLE)
+def table(runs: Sequence[RunState], by: str, width: int) -> Table:
+    """A row for each agent variant and task or domain; on a narrow terminal in shorter words, without env steps."""
+    wide = width >= WIDE
+    shown = Table(header_style="bold", box=box.SIMPLE if wide else None, padding=(0, 1) if wide else (0, 1, 0, 0))
+    states = STATES if wide else [SHORT.get(state, state) for state in STATES]
+    for name in ("agent", by):
+        shown.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name in (*states, *(["env steps"] if wide else []), "%", "ETA", "h used", "h left"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for row in status.rows(runs, by):
         found = plan.counts(row.runs)
         total = sum(row.hours.values(), Hours(0, 0, 0))
@@ -58,11 +68,11 @@ def table(runs: Sequence[RunState], by: str) -> Table:
             row.agent,
             row.name,
             *(str(found[state]) if found[state] else "·" for state in STATES),
-            f"{row.env_steps:,}/{row.budget_env_steps:,}",
+            *([f"{row.env_steps:,}/{row.budget_env_steps:,}"] if wide else []),
             f"{100 * row.env_steps / row.budget_env_steps:.0f}",
             "–" if row.eta_s is None else duration(row.eta_s),
-            f"{total.used_h:.1f}",
-            "unknown" if total.unknown else f"{total.to_come_h:.1f}",
+            _h(total.used_h),
+            "unknown" if total.unknown else _h(total.to_come_h),
         )
     return shown
 
@@ -71,7 +81,8 @@ def lines(runs: Sequence[RunState], launches: Sequence[LaunchRecord], silence: s
     """Hours over all runs, and why those wait that wait."""
     found = status.hours(runs, runs)
     return [
-        *(hours_line(device, found[device]) for device in sorted(found)),
+        *(hours_line(device, found[device]) for device in sorted(found) if device in TITLES),
+        *([never_ran_line(found["unknown"])] if "unknown" in found else []),
         *waiting_lines(runs, status.why(runs, launches)),
         *([f"what Slurm says is not known: {silence}"] if silence else []),
     ]
@@ -79,10 +90,19 @@ def lines(runs: Sequence[RunState], launches: Sequence[LaunchRecord], silence: s
 
 def hours_line(device: str, found: Hours) -> str:
     """`GPU-hours: 12.3 used, 40.2 to come at the speed of this sweep's own runs`."""
-    to_come = f"{found.to_come_h:.1f} to come at the speed of this sweep's own runs"
+    to_come = f"{_h(found.to_come_h)} to come at the speed of this sweep's own runs"
     if found.unknown:
-        to_come += f", and unknown for {plural(found.unknown, 'run')} (see `bench sweep plan`)"
-    return f"{TITLES.get(device, 'Hours on a device not yet known')}: {found.used_h:.1f} used, {to_come}"
+        to_come += f", and unknown for {plural(found.unknown, 'run')} of no speed yet"
+    return f"{TITLES[device]}: {_h(found.used_h)} used, {to_come}"
+
+
+def never_ran_line(found: Hours) -> str:
+    """About runs of agents that have not trained here yet."""
+    return f"Hours to come are unknown for {plural(found.unknown, 'run')} of agents that have not begun (see `plan`)"
+
+
+def _h(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}"
 
 
 def waiting_lines(runs: Sequence[RunState], reasons: Mapping[str, str]) -> list[str]:

@@ -69,8 +69,8 @@ def test_hours_of_what_never_ran_are_unknown(write: Write, results: Path) -> Non
     assert set(found) == {"cpu", "unknown"}
     assert (found["cpu"].unknown, found["unknown"].unknown) == (0, 4)
     lines = status_text.lines(runs, [], None)
-    assert lines[0] == "CPU worker-hours: 1.0 used, 0.1 to come at the speed of this sweep's own runs"
-    assert "unknown for 4 runs (see `bench sweep plan`)" in lines[1]
+    assert lines[0] == "CPU worker-hours: 1.00 used, 0.10 to come at the speed of this sweep's own runs"
+    assert lines[1] == "Hours to come are unknown for 4 runs of agents that have not begun (see `plan`)"
     failed = beat(sweep, results, 1, device="cpu", fleet=1)
     failed.mark_failed(ValueError("bad"))
     runs = read(sweep, results)
@@ -190,6 +190,17 @@ def test_the_live_table(write: Write, results: Path) -> None:
     drawn = out.getvalue()
     assert "dmcontrol" in drawn
     assert "1,000/4,000" in drawn
-    assert "GPU-hours: 0.5 used, 0.0 to come" in drawn
+    assert "GPU-hours: 0.50 used, 0.05 to come" in drawn
     assert "3 pending: not launched" in drawn
     assert "sac cup-catch seed 1" in drawn
+
+
+def test_the_table_fits_on_a_narrow_terminal(write: Write, results: Path) -> None:
+    sweep = expand.load(write(TEXT))
+    beat(sweep, results, 0)
+    out = io.StringIO()
+    console = Console(file=out, width=80, markup=False, highlight=False)
+    console.print(status_text.table(read(sweep, results), "task", console.width))
+    assert "agent task" in out.getvalue()
+    (cup,) = (line.split() for line in out.getvalue().splitlines() if "cup-catch" in line)
+    assert cup == ["sac", "cup-catch", "1", "1", "·", "·", "·", "25", "50", "s", "0.50", "0.02"]

@@ -1,0 +1,50 @@
+"""The sweeps that come with the suite: each is planned without a mistake, with its cost, and quickly."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.tasks import expand as tasks_of
+from sweeps import cost, expand, plan
+
+FOLDER = Path(__file__).parents[2] / "sweeps"
+SHIPPED = sorted(FOLDER.glob("*.yaml"))
+MOST_S = 5.0
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_sweep_is_planned_quickly_with_its_cost(file: Path, tmp_path: Path) -> None:
+    began = time.process_time()  # not the wall's: tests run side by side
+    sweep = expand.load(file)
+    made = plan.make(sweep, tmp_path)
+    costs = cost.cost(made.fleets, "cpu", [])
+    total = cost.total(made, costs, "cpu", [])
+    value = cost.plan_json(made, costs, total)
+    assert time.process_time() - began < MOST_S
+    assert sweep.name == file.stem
+    assert value["agent_steps"] == sum(run.budget_agent_steps for run in sweep.runs)
+    assert value["fleets_of_unknown_cost"] == len(made.fleets)  # nothing was measured below this folder
+    assert value["replay_bytes"] > 0
+
+
+def test_paper_state_is_the_papers_protocol() -> None:
+    sweep = expand.load(FOLDER / "paper-state.yaml")
+    assert len(sweep.runs) == 4 * 104 * 3
+    assert {run.agent for run in sweep.runs} == {"tdmpc2", "tdmpc", "sac", "dreamerv3"}
+    assert {run.obs for run in sweep.runs} == {"state"}
+    assert {run.task for run in sweep.runs} == {task.name for task in tasks_of(["all"])}
+    budgets = {run.task: run.budget_env_steps for run in sweep.runs}
+    some = ("walker-run", "dog-run", "humanoid-walk", "mw-reach", "lift-cube", "pick-ycb", "myo-pose")
+    assert [budgets[name] for name in some] == [4e6, 14e6, 14e6, 2e6, 4e6, 14e6, 2e6]
+    assert {run.eval_every_env_steps // run.action_repeat for run in sweep.runs} == {50_000}
+    assert {run.eval_episodes for run in sweep.runs} == {10}
+
+
+def test_paper_visual_is_the_papers_protocol() -> None:
+    sweep = expand.load(FOLDER / "paper-visual.yaml")
+    assert len(sweep.runs) == 5 * 10 * 3
+    assert {run.agent for run in sweep.runs} == {"tdmpc2", "dreamerv3", "drqv2", "curl", "tdmpc"}
+    assert {(run.obs, run.budget_env_steps) for run in sweep.runs} == {("rgb", 2_000_000)}
