@@ -83,7 +83,9 @@ def failures_command(
     if as_json:
         typer.echo(json.dumps(failures.to_json(groups), indent=2))
     else:
-        text.show_failure_groups(text.console(), groups, len(runs), str(target))
+        where = "" if results == Path("results") or target.is_dir() else f" --results {results}"
+        file = "FILE" if target.is_dir() else str(target)
+        text.show_failure_groups(text.console(), groups, len(runs), f"bench sweep retry {file}{where}")
 
 
 @app.command("logs")

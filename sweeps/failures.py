@@ -60,7 +60,7 @@ CLASSES = (
     _class(
         "disk",
         "disk",
-        r"No space left|Disk quota|Read-only file system|Errno 28|Errno 122|disk is full|cannot write ",
+        r"No space left|Disk quota|Read-only file system|Errno 28|Errno 122|disk is full|cannot write |make room",
         "make room or choose another folder; then retry: runs go on from their last checkpoint",
     ),
     _class(

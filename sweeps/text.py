@@ -58,7 +58,7 @@ def show_failures(out: Console, runs: Sequence[RunState]) -> None:
         )
 
 
-def show_failure_groups(out: Console, groups: Sequence[FailureGroup], runs: int, target: str) -> None:
+def show_failure_groups(out: Console, groups: Sequence[FailureGroup], runs: int, retry: str) -> None:
     """Each group of runs that failed alike: how many, why, where, one traceback and a cure."""
     failed = sum(len(group.failures) for group in groups)
     if not failed:
@@ -76,7 +76,7 @@ def show_failure_groups(out: Console, groups: Sequence[FailureGroup], runs: int,
         for line in first.traceback.splitlines():
             out.print(f"    {line}", style="dim", soft_wrap=True)
         out.print(f"  cure: {first.kind.cure}", soft_wrap=True)
-        out.print(f"  again: bench sweep retry {target} --class {first.kind.name}", soft_wrap=True)
+        out.print(f"  again: {retry} --class {first.kind.name}", soft_wrap=True)
 
 
 def show_ended(out: Console, runs: Sequence[RunState]) -> None:

@@ -43,6 +43,7 @@ CASES: list[tuple[str, str]] = [
     ("DiedRepeatedly: 3 attempts ended without a word; Slurm ended its attempts as: NODE_FAIL", "node"),
     ("OSError: [Errno 116] Stale file handle", "node"),
     ("OSError: [Errno 28] No space left on device", "disk"),
+    ("UserError: cannot append to x.episodes: No space left on device; make room and run again", "disk"),
     ("ModuleNotFoundError: No module named 'myosuite'", "missing"),
     ("UserError: dog-run needs dm_control: install the pinned set with 'pip install --no-deps -r x'", "missing"),
     ("NaNError: the agent's action is not a number at agent step 7; last metrics {}", "nan"),
@@ -118,7 +119,7 @@ def test_failures_are_shown_in_groups(write: Write, results: Path) -> None:
     assert shown.index("2 × NaN, no place known") < shown.index("1 × simulator or worker died, no place known")
     assert "NaNError: nan 1" in shown
     assert "cure: training diverged" in shown
-    assert f"again: bench sweep retry {file} --class nan" in shown
+    assert f"again: bench sweep retry {file} --results {results} --class nan" in shown
     value = json.loads(call("failures", results / "x", "--json", "--class", "nan").stdout)
     assert [(group["class"], group["count"]) for group in value] == [("nan", 2)]
     assert [run["error"] for run in value[0]["runs"]] == ["NaNError: nan 1", "NaNError: nan 2"]
