@@ -11,6 +11,7 @@ run axis first. The loop, for one fleet:
         else:
             action = agent.act(obs, first, explore=True)
         obs, reward, terminated, truncated = environments.step(action)
+        agent.observe(...)                              # where it has that method
         replay.add(...)
         for _ in range(agent.updates_due(agent_steps, agent_steps + N)):
             batch = replay.sample()
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel
@@ -159,4 +160,20 @@ class Agent(Protocol):
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take over one state for each run, in order."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """An agent that also follows its training environments in order, for running statistics: optional."""
+
+    def observe(self, obs: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor) -> None:
+        """Called once for each agent step, random ones included, before the updates that it owes.
+
+        Args:
+            obs: (R, N, *obs_shape) what was acted on, on the agent's device.
+            reward: (R, N) float32 that the action earned.
+            terminated: (R, N) bool, whether the environment ended by itself.
+            truncated: (R, N) bool, whether it reached its time limit.
+        """
         ...

@@ -1,10 +1,13 @@
-"""Every agent by name: those of the suite and those that users add by an entry point.
+"""Every agent by name: those of the suite, those that users add by an entry point, and any class as `module:Class`.
 
-Light on purpose: listing agents or checking a sweep's hyperparameters loads no torch.
+Light on purpose: listing agents or checking a sweep's hyperparameters loads no torch, unless a user's agent does.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -107,18 +110,63 @@ def _registered() -> tuple[AgentEntry, ...]:
             raise UserError(
                 f"agent '{point.name}' of {point.value} takes a name that is in use: rename its entry point"
             )
-        agent_class = point.load()
-        found.append(
-            AgentEntry(
-                name=point.name,
-                agent=point.value,
-                hyperparameters=f"{point.value}.Hyperparameters",
-                obs_kinds=agent_class.obs_kinds,
-                max_fleet=agent_class.max_fleet,
-                summary=(agent_class.__doc__ or "").strip().split("\n")[0],
-            )
-        )
+        try:
+            agent_class = point.load()
+        except Exception as error:
+            raise UserError(
+                f"the agent of entry point '{point.name}' cannot be loaded from {point.value}: {error!r}; "
+                "mend or uninstall that package"
+            ) from error
+        found.append(_entry(point.name, point.value, agent_class))
     return tuple(found)
+
+
+@cache
+def _of_path(path: str) -> AgentEntry:
+    """The agent that `module:Class` names; the module may also lie in the current folder."""
+    module, _, name = path.partition(":")
+    if _find_module(module) is None and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+        importlib.invalidate_caches()
+    if _find_module(module) is None:
+        raise UserError(
+            f"agent '{path}': there is no module {module}: run in its folder, install its package or set PYTHONPATH"
+        )
+    try:
+        loaded = import_module(module)
+    except Exception as error:
+        raise UserError(f"agent '{path}': module {module} cannot be imported: {error!r}") from error
+    classes = [key for key, value in vars(loaded).items() if isinstance(value, type) and value.__module__ == module]
+    if name not in classes:
+        raise unknown(f"class of {module}", name, classes)
+    return _entry(path, path, getattr(loaded, name))
+
+
+def _find_module(name: str) -> Any:
+    """Where a module would be imported from; None if nowhere."""
+    try:
+        return importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        return None
+
+
+def _entry(name: str, path: str, agent_class: Any) -> AgentEntry:
+    """The row of a user's agent, from its class.
+
+    Raises:
+        UserError: the class does not have what `agents.protocol.Agent` asks for.
+    """
+    from bench.contract import check_class  # loads torch, as the user's agent has done
+
+    check_class(agent_class)
+    return AgentEntry(
+        name=name,
+        agent=path,
+        hyperparameters=f"{path}.Hyperparameters",
+        obs_kinds=agent_class.obs_kinds,
+        max_fleet=agent_class.max_fleet,
+        summary=(agent_class.__doc__ or "").strip().split("\n")[0],
+    )
 
 
 def agents() -> dict[str, AgentEntry]:
@@ -127,11 +175,13 @@ def agents() -> dict[str, AgentEntry]:
 
 
 def get(name: str) -> AgentEntry:
-    """One agent by name.
+    """One agent by name, or by `module:Class`.
 
     Raises:
-        UserError: no such agent; names the nearest.
+        UserError: no such agent; names the nearest, or what is missing.
     """
+    if ":" in name:
+        return _of_path(name)
     known = agents()
     if name not in known:
         raise unknown("agent", name, known)

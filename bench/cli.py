@@ -1,4 +1,4 @@
-"""The commands of `bench/`: tasks, agents, doctor, train and worker. Each imports what it needs when it runs."""
+"""The commands of `bench/`: tasks, doctor, train and worker. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from bench.agents_cli import app as agents_app
 from bench.errors import UserError
+from bench.overrides import parse_overrides
 
 app = typer.Typer()
+app.add_typer(agents_app, name="agents")
 
 
 def _print_json(value: Any) -> None:
@@ -61,41 +63,6 @@ def tasks_command(
     console.print(f"Sets: {', '.join(tasks.set_names())}")
 
 
-@app.command("agents")
-def agents_command(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """List the agents with their observation kinds, largest fleet and hyperparameters."""
-    from agents.registry import agents
-
-    described: list[dict[str, Any]] = [
-        {
-            "name": entry.name,
-            "summary": entry.summary,
-            "obs_kinds": list(entry.obs_kinds),
-            "max_fleet": entry.max_fleet,
-            "hyperparameters": {
-                name: {"default": field.get_default(), "type": str(field.annotation), "help": field.description or ""}
-                for name, field in entry.hyperparameters_model().model_fields.items()
-            },
-        }
-        for entry in agents().values()
-    ]
-    if as_json:
-        typer.echo(json.dumps(described, indent=2, default=str))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for agent in described:
-        fleet = "any" if agent["max_fleet"] is None else agent["max_fleet"]
-        console.print(f"[bold]{agent['name']}[/bold]: {agent['summary']}", highlight=False)
-        console.print(f"  observations: {', '.join(agent['obs_kinds'])}; largest fleet: {fleet}", highlight=False)
-        table = Table("hyperparameter", "default", "meaning", header_style="bold")
-        for name, field in agent["hyperparameters"].items():
-            table.add_row(name, str(field["default"]), field["help"])
-        console.print(table)
-
-
 @app.command("doctor")
 def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -105,24 +72,6 @@ def doctor_command(
     from bench.doctor import command
 
     raise typer.Exit(command(as_json, results))
-
-
-def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["horizon=5"]` as `{"horizon": 5}`; values are read as YAML.
-
-    Raises:
-        UserError: a pair without `=`, or a value that is no YAML.
-    """
-    overrides: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{pair}' is no override: write key=value, for example horizon=5")
-        try:
-            overrides[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"override '{pair}': the value is no YAML") from error
-    return overrides
 
 
 @app.command("train")

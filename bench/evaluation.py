@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bench import contract
 from bench.envs import agents_pixels
 from bench.envs.pool import EnvPool, WorkerError
 from bench.failures import RunsFailed
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
+from bench.tasks import get
 
 if TYPE_CHECKING:
     from agents.protocol import Agent
@@ -43,6 +45,7 @@ class Evaluator:
         self.pool = EnvPool(
             tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, render=video, pixels=pixels
         )
+        self.action_size = get(specs[0].task).action_size
         self.frames: list[list[np.ndarray]] = [[] for _ in specs]
 
     def evaluate(self, agent: Agent, device: torch.device, agent_steps: int) -> list[list[dict[str, Any]]]:
@@ -68,7 +71,9 @@ class Evaluator:
             self._film(going)
             shown = torch.from_numpy(obs.reshape(*shape, *obs.shape[1:])).to(device)
             action = agent.act(shown, torch.from_numpy(first.reshape(shape)).to(device), explore=False)
+            contract.check_action(agent, action, (*shape, self.action_size), device)
             chosen = action.cpu().numpy().reshape(total, -1)[going]
+            contract.check_range(agent, float(np.abs(chosen).max()))
             try:
                 result = self.pool.step(np.nan_to_num(chosen), going.tolist())
             except WorkerError as error:

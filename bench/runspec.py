@@ -51,8 +51,8 @@ class RunSpec(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """`agent/task/seed<k>-<hash>`: also the path below the sweep's folder."""
-        return f"{self.agent}/{self.task}/seed{self.seed}-{self.hash}"
+        """`agent/task/seed<k>-<hash>`: the path below the sweep's folder; an agent's `:` becomes a dot."""
+        return f"{self.agent.replace(':', '.')}/{self.task}/seed{self.seed}-{self.hash}"
 
     @property
     def budget_agent_steps(self) -> int:

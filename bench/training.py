@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.protocol import Agent, AgentSpec
+from agents.protocol import Agent, AgentSpec, Observing
 from agents.registry import get as get_agent
-from bench import checkpoint
+from bench import checkpoint, contract
 from bench.collector import Collector
 from bench.envs import agents_pixels, obs_spec
 from bench.errors import UserError
@@ -110,9 +110,12 @@ class Fleet:
         entry, first = get_agent(self.specs[0].agent), self.specs[0]
         spec = agent_spec(first)
         self.spec = spec
-        self.agent: Agent = entry.load()(
+        agent_class = entry.load()
+        contract.check_class(agent_class)
+        self.agent: Agent = agent_class(
             spec, entry.hyperparameters_model()(**first.hyperparameters), seeds, self.device
         )
+        contract.check_instance(self.agent)
         self.replay = Replay.of_agent(self.agent.replay, spec, seeds, self.device)
         self.logs = [ReplayLog(run.replay, check=run.guard) for run in runs]
         self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
@@ -157,7 +160,11 @@ class Fleet:
 
     def _agent_step(self) -> None:
         collector, counters = self.collector, self.counters
+        acted_on = collector.obs
         step = collector.step(self._act())
+        if isinstance(self.agent, Observing):
+            told = (acted_on, step.reward, step.terminated, step.truncated)
+            self.agent.observe(*(torch.from_numpy(value).to(self.device) for value in told))
         self.replay.add(step.obs, self._action, step.reward, step.terminated, step.truncated)
         for run, episode in self.replay.pop_finished():
             self.logs[run].append([episode])
@@ -166,10 +173,14 @@ class Fleet:
         before = counters.agent_steps
         counters.agent_steps += self.spec.num_envs
         due = self.agent.updates_due(before, counters.agent_steps)
+        contract.check_updates_due(self.agent, due)
         for _ in range(due):
+            settled = bool(self.metrics)
             batch = self.replay.sample()
             self.metrics = self.agent.update(batch)
             self.replay.set_priorities(batch)
+            if not settled:
+                contract.check_metrics(self.agent, self.metrics, len(self.dirs))
             if due > self.spec.num_envs:
                 self._tick()
         if counters.agent_steps - counters.logged_at >= self.spec.episode_agent_steps:
@@ -183,7 +194,10 @@ class Fleet:
             return self._action
         obs = torch.from_numpy(self.collector.obs).to(self.device)
         first = torch.from_numpy(self.collector.first).to(self.device)
-        self._action = self.agent.act(obs, first, explore=True).cpu().numpy()
+        action = self.agent.act(obs, first, explore=True)
+        contract.check_action(self.agent, action, (len(self.dirs), *shape), self.device)
+        self._action = action.cpu().numpy()
+        contract.check_range(self.agent, float(np.abs(self._action).max()))
         for run in np.flatnonzero(~np.isfinite(self._action).all(axis=(1, 2))):
             self._nan(int(run), "the agent's action is not a number")
         self._action = np.nan_to_num(self._action)

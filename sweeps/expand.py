@@ -213,12 +213,15 @@ def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Va
             raise doc.error((*where, "obs"), error) from error
         own = _own_settings(doc, where, choice)
         fixed = own + [
-            _Setting(key.split(".", 1)[1], sweep.overrides[key], ("overrides", key))
+            _Setting(key.rpartition(".")[2], sweep.overrides[key], ("overrides", key))
             for key, targets in overrides.items()
             if choice.agent in targets
         ]
         axes = [
-            [_Setting(key.split(".", 1)[1], value, ("grid", key, index)) for index, value in enumerate(sweep.grid[key])]
+            [
+                _Setting(key.rpartition(".")[2], value, ("grid", key, index))
+                for index, value in enumerate(sweep.grid[key])
+            ]
             for key, targets in grid.items()
             if choice.agent in targets
         ]
@@ -237,7 +240,7 @@ def _own_settings(doc: Document, where: KeyPath, choice: AgentChoice) -> list[_S
 
 def _targets(doc: Document, where: KeyPath, key: str, names: Sequence[str]) -> set[str]:
     """The agents of the sweep that `agent.x` or `<name>.x` sets x for."""
-    scope, dot, field = key.partition(".")
+    scope, dot, field = key.rpartition(".")
     if not dot or (scope != ANY_AGENT and scope not in names):
         scopes = [f"{scope}.<hyperparameter>" for scope in (ANY_AGENT, *dict.fromkeys(names))]
         raise doc.error(where, f"must be one of {', '.join(scopes)}")

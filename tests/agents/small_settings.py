@@ -8,7 +8,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "tdmpc2": {
         "enc_dim": 16,
         "mlp_dim": 16,
-        "latent_dim": 16,
+        "latent_dim": 64,
+        "num_channels": 4,
         "num_q": 2,
         "num_samples": 16,
         "num_elites": 4,
@@ -27,14 +28,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "iterations": 2,
         "batch_size": 8,
     },
-    "sac": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 2, "feature_dim": 8},
-    "drqv2": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 2, "feature_dim": 8},
+    "sac": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 8, "feature_dim": 8},
+    "drqv2": {"hidden_dim": 16, "batch_size": 8, "image_size": 16, "num_channels": 8, "feature_dim": 8},
     "curl": {
         "hidden_dim": 16,
         "batch_size": 8,
         "image_size": 20,
         "crop_size": 16,
-        "num_channels": 2,
+        "num_channels": 8,
         "feature_dim": 8,
     },
     "dreamerv3": {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli import parse_overrides
 from bench.errors import UserError
+from bench.overrides import parse_overrides
 
 READ_COMMANDS = (["--help"], ["tasks"], ["tasks", "--json"], ["agents"], ["agents", "--json"], ["sweep", "--help"])
 
