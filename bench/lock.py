@@ -1,8 +1,8 @@
 """One writer for each run directory, also on file systems that several machines share.
 
-The lock is a file made with O_EXCL, which NFS, Lustre and GPFS keep exclusive; no flock. It is stale, and taken over,
-when its process is gone from this machine, or, where its process cannot be seen from here, when neither the lock nor
-the run's heartbeat has changed for `STALE_AFTER_S` by the file system's own clock.
+The lock is a file that is written aside and then linked to its name, which NFS, Lustre and GPFS do for one alone; no
+flock. It is stale, and taken over, when its process is gone from this machine, or, where its process cannot be seen
+from here, when neither the lock nor the run's heartbeat has changed for `STALE_AFTER_S` by the file system's own clock.
 
 A process that was only cut off or suspended may wake up after its lock was taken over. It must not write then, so
 every write is prepared, then the lock is checked, then the write is committed; and whoever takes over first makes
@@ -15,13 +15,16 @@ worthless what others have prepared:
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import operator
 import os
 import socket
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from bench.provenance import job_id
 from bench.rundir import STALE_AFTER_S, RunDir
 
 ASKED_EVERY_S = 5.0
+LOCK_POLL_S = 0.05
 
 
 class LockLost(Exception):
@@ -51,8 +55,8 @@ class Holder:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Holder:
-        """The inverse of `to_json`."""
-        return cls(Process.from_json(value["process"]), value["token"], value["job_id"])
+        """The inverse of `to_json`; also reads the locks of earlier versions, which held the process alone."""
+        return cls(Process.from_json(value.get("process", value)), value.get("token", ""), value.get("job_id"))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -78,18 +82,12 @@ class RunLock:
         """
         for _ in range(2):
             me = Holder(Process.current(), uuid.uuid4().hex, job_id())
-            try:
-                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
+            if not _make(self.path, me):
                 holder = _read(self.path)
                 if holder is not None and not self._gone(holder):
-                    raise self._taken(holder) from None
+                    raise self._taken(holder)
                 self._remove_stale(holder)
                 continue
-            with os.fdopen(handle, "w") as file:
-                json.dump(me.to_json(), file)
-                file.flush()
-                os.fsync(file.fileno())
             self._token = me.token
             self.run.guard = self.check
             self.run.discard_prepared()
@@ -105,37 +103,14 @@ class RunLock:
         )
 
     def _remove_stale(self, holder: Holder | None) -> None:
-        """Move a stale lock away. Renaming is atomic: of several processes that try, one gets it, and one that catches
-        the fresh lock of another puts it back."""
-        aside = self.path.with_name(f"lock.stale-{socket.gethostname()}-{os.getpid()}")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return
-        caught = _read(aside)
-        if caught is None or caught == holder or self._gone(caught):
-            aside.unlink()
-            return
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, self.path)
-        aside.unlink()
-        raise self._taken(caught)
+        caught = _take_away(self.path, lambda caught: caught == holder or self._gone(caught))
+        if caught is not None:
+            raise self._taken(caught)
 
     def _gone(self, holder: Holder) -> bool:
         if holder.process.is_here:
             return not holder.process.alive
-        return self._silent_s() > STALE_AFTER_S
-
-    def _silent_s(self) -> float:
-        """Seconds since the lock and the heartbeat last changed. A file made now tells the file system's time: the
-        clocks of two machines may differ by minutes."""
-        with tempfile.NamedTemporaryFile(dir=self.run.path, prefix=".now-") as now:
-            current = os.fstat(now.fileno()).st_mtime
-        changed = [0.0]
-        for path in (self.path, self.run.path / "heartbeat"):
-            with contextlib.suppress(FileNotFoundError):
-                changed.append(path.stat().st_mtime)
-        return current - max(changed)
+        return _silent_s(self.path, self.run.path / "heartbeat") > STALE_AFTER_S
 
     # Holding it
 
@@ -188,13 +163,90 @@ class AskedToLetGo:
         return self._asked
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for an exclusive lock, and hold it for a moment: for decisions that several processes or machines may take.
+
+    A lock is stale, and removed, as in `RunLock`; without a heartbeat, its own age counts, so nothing that takes as
+    long as `STALE_AFTER_S` may be done under it.
+    """
+    me = Holder(Process.current(), uuid.uuid4().hex, job_id())
+    while not _make(path, me):
+        holder = _read(path)
+        if holder is None or _moment_gone(path, holder):
+            _take_away(path, functools.partial(operator.eq, holder))
+        time.sleep(LOCK_POLL_S)
+    try:
+        yield
+    finally:
+        _give_back(path, me)
+
+
+def _give_back(path: Path, me: Holder) -> None:
+    for _ in range(10):
+        holder = _read(path)
+        if holder is not None:
+            if holder == me:
+                path.unlink(missing_ok=True)
+            return
+        time.sleep(LOCK_POLL_S)  # one who took it for stale has moved it aside, and puts it back
+
+
+def _moment_gone(path: Path, holder: Holder) -> bool:
+    if holder.process.is_here:
+        return not holder.process.alive
+    return _silent_s(path) > STALE_AFTER_S
+
+
+def _make(path: Path, holder: Holder) -> bool:
+    """Make a lock file, whole from its first instant; false where there is one already."""
+    aside = path.with_name(f".{path.name}.{holder.token}")
+    try:
+        with aside.open("w") as file:
+            json.dump(holder.to_json(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def _take_away(path: Path, stale: Callable[[Holder], bool]) -> Holder | None:
+    """Remove a stale lock. Renaming is atomic: of several processes that try, one gets it, and one that catches the
+    fresh lock of another puts it back. Returns the holder of such a fresh lock."""
+    aside = path.with_name(f"{path.name}.stale-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return None
+    caught = _read(aside)
+    if caught is None or stale(caught):
+        aside.unlink()
+        return None
+    with contextlib.suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
+    return caught
+
+
+def _silent_s(*paths: Path) -> float:
+    """Seconds since any of these files last changed. A file made now tells the file system's time: the clocks of two
+    machines may differ by minutes."""
+    with tempfile.NamedTemporaryFile(dir=paths[0].parent, prefix=".now-") as now:
+        current = os.fstat(now.fileno()).st_mtime
+    changed = [0.0]
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            changed.append(path.stat().st_mtime)
+    return current - max(changed)
+
+
 def _read(path: Path) -> Holder | None:
-    """Who holds a lock file; None where it is gone, or was never filled in by an owner that died."""
-    for wait_s in (1.0, 0.0):
-        try:
-            return Holder.from_json(json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (json.JSONDecodeError, KeyError, TypeError):
-            time.sleep(wait_s)  # made a moment ago, perhaps, and about to be filled in
-    return None
+    """Who holds a lock file; None where it is gone, or holds nothing that a lock holds."""
+    try:
+        return Holder.from_json(json.loads(path.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return None

@@ -205,7 +205,8 @@ class RunDir:
         """Remove files that were written aside and not yet renamed: left behind, or of a process that lost the run."""
         for folder in (self.path, self.checkpoints, self.replay):
             for aside in folder.glob(".*"):
-                aside.unlink(missing_ok=True)
+                if not aside.name.startswith((".lock.", ".now-")):  # of others, who try to take the lock
+                    aside.unlink(missing_ok=True)
 
     def begin_attempt(self, provenance: Mapping[str, Any]) -> int:
         """Record an attempt with its provenance; clears an earlier failure. Returns its number, from 1."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import atomic
 from bench.errors import UserError
+from bench.lock import locked
 from bench.processes import Process
 from bench.rundir import RunDir
 from sweeps import executors, measured, plan, record, snapshot
@@ -87,7 +88,7 @@ def launch(
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --results") from error
     known = measured.read(results)
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
-    with record.locked(folder / ".launch" / "lock"):
+    with locked(folder / ".launch" / "lock"):
         live = record.live(folder)
         runs = plan.make(sweep, results).runs
         busy = _busy(live, runs)

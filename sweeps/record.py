@@ -12,12 +12,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -26,18 +24,11 @@ from typing import Any
 
 from bench import atomic
 from bench.errors import UserError
+from bench.lock import locked
 from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, now
 from sweeps import slurm_state
 from sweeps.slurm_state import JobState
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel lets it go if the process dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
     dead.wait()
     command = [sys.executable, "-c", CONTEND, str(run.path)]
     for _ in range(3):
-        atomic.write_json(run.path / "lock", stale)
+        atomic.write_json(run.path / "lock", {"process": stale, "token": "x", "job_id": None})
         contenders = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)
         ]
