@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from bench.errors import UserError
 from sweeps import document
@@ -14,6 +14,10 @@ from sweeps.spec import Count, Part, check, number, parse_assignment
 
 SHIPPED = Path(__file__).with_name("profiles")
 """Profiles that come with the suite, called by their name."""
+
+
+OURS = frozenset({"array", "dependency", "error", "no-requeue", "open-mode", "output", "requeue", "signal", "wrap"})
+"""Options of sbatch that no profile sets."""
 
 
 class Gpus(Part):
@@ -57,6 +61,14 @@ class Profile(Part):
     """Command that starts Python in the job, such as `apptainer exec image.sif python`; this Python where not given."""
     scratch: str | None = None
     """Folder of the node for temporary files, given to the job as TMPDIR; environment variables are filled in there."""
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str | bool]) -> dict[str, str | bool]:
+        for key in value:
+            if key in OURS:
+                raise ValueError(f"sbatch.{key} is set by the launch itself, as are {', '.join(sorted(OURS))}")
+        return value
 
     @property
     def time_min(self) -> int:

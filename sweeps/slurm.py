@@ -71,9 +71,7 @@ class SlurmExecutor:
             UserError: no sbatch, no answer, an unknown partition, or a job that Slurm would refuse.
         """
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
-            raise UserError(
-                "no sbatch on the PATH: launch from the cluster's submission host, or load its slurm module"
-            )
+            raise UserError("no sbatch on the PATH: launch from the cluster's login node, or load its slurm module")
         limits = slurm_limits.read(self.profile.account, self.profile.qos)
         self._check_partition()
         units = _units(packs)

@@ -1,0 +1,63 @@
+"""Real training on a real Slurm: the time limit, a dead node, and a node that is cut off while its job lives on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_cases import REAL, attempts, executor, job_words, load, run_dirs, start, states, wait_for
+from slurm_cluster import SlurmCluster
+
+from bench.rundir import RunDir
+from sweeps import slurm_state
+
+Write = Callable[..., Path]
+
+
+def went_on(run: RunDir) -> bool:
+    """Whether a second attempt trains, from a checkpoint of the first."""
+    found = attempts(run)
+    return (
+        len(found) > 1 and found[1]["from_agent_steps"] > 0 and run.newest_checkpoint() > found[1]["from_agent_steps"]
+    )
+
+
+@pytest.mark.whole
+def test_at_its_time_limit_a_job_checkpoints_and_queues_again(
+    write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    sweep = load(write, REAL)
+    launched = start(sweep, results, executor(tmp_path, time_h=1 / 60, signal_s=25))
+    (run,) = run_dirs(sweep, results)
+    wait_for(lambda: went_on(run), 240.0, lambda: (attempts(run), slurm_state.states(launched)))
+    first = attempts(run)[0]
+    assert first["outcome"] == "interrupted"
+    assert first["from_agent_steps"] == 0
+    assert launched.attempt(0) == 2
+    assert job_words(launched) == ["RUNNING"]
+    assert len({attempt["snapshot"] for attempt in attempts(run)}) == 1
+
+
+@pytest.mark.whole
+def test_a_dead_node_and_one_that_is_cut_off(write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Of two jobs on a node, one dies with it; the other lives on, unknown to Slurm, until its next attempt asks."""
+    sweep = load(write, REAL, "seeds=2")
+    launched = start(sweep, results, executor(tmp_path))
+    dead, cut_off = run_dirs(sweep, results)
+    wait_for(lambda: dead.newest_checkpoint() > 0 and cut_off.newest_checkpoint() > 0)
+    nodes = slurm.run("squeue", "--noheader", "--format=%N").stdout.split()
+    assert nodes == ["n1", "n1"]  # Slurm fills one node before it begins the next
+    slurm.kill("slurmd-n1")
+    slot = launched.slots()[0]
+    for role in ("slot", "worker"):
+        assert slot.processes[role].signal(signal.SIGKILL)
+    old = launched.slots()[1].processes["worker"]
+    assert old.alive
+    wait_for(lambda: went_on(dead), 240.0, lambda: (attempts(dead), slurm_state.states(launched)))
+    assert "outcome" not in attempts(dead)[0]
+    wait_for(lambda: went_on(cut_off), 240.0, lambda: (attempts(cut_off), slurm_state.states(launched)))
+    assert attempts(cut_off)[0]["outcome"] == "interrupted"  # it let go when it was asked to
+    assert not old.alive
+    assert states(sweep, results) == ["running", "running"]
