@@ -242,7 +242,7 @@ def check_slurm() -> Check:
             "slurm",
             "warn",
             f"no {' and no '.join(absent)}: sweeps run on this machine only",
-            "on a cluster, log in to its submission host (or load its slurm module)",
+            "on a cluster, log in to its login node (or load its slurm module)",
         )
     mend = "ask the cluster's administrators: scontrol ping must say UP"
     try:
@@ -253,4 +253,14 @@ def check_slurm() -> Check:
     words = (ping.stdout.strip() or ping.stderr.strip() or f"exit code {ping.returncode}").splitlines()[0]
     if ping.returncode != 0 or not re.search(r"\bUP\b", ping.stdout):
         return Check("slurm", "fail", words, mend)
-    return Check("slurm", "ok", f"{version.stdout.strip()}; {words}")
+    return Check("slurm", "ok", f"{version.stdout.strip()}; {words}{_partitions()}")
+
+
+def _partitions() -> str:
+    """`; partitions gpu (4 nodes), cpu (12 nodes)`; nothing where sinfo does not say."""
+    command = ["sinfo", "--noheader", "--summarize", "--format=%R (%D nodes)"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=15, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"; partitions {', '.join(lines)}" if lines else ""

@@ -99,7 +99,7 @@ def ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except FileNotFoundError as error:
-        raise SlurmSilent(f"no {command[0]} here: call this on the cluster's submission host") from error
+        raise SlurmSilent(f"no {command[0]} here: call this on the cluster's login node") from error
     except subprocess.TimeoutExpired as error:
         raise SlurmSilent(f"{command[0]} gave no answer within {TIMEOUT_S:.0f} s: see `scontrol ping`") from error
     if done.returncode != 0:

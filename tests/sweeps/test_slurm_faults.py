@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from slurm_cases import REAL, attempts, executor, job_words, load, run_dirs, start, states, wait_for
 from slurm_cluster import SlurmCluster
@@ -24,7 +25,21 @@ def went_on(run: RunDir) -> bool:
     )
 
 
-@pytest.mark.whole
+def kill_everything_of(slurm: SlurmCluster, job: str) -> int:
+    """What the death of a node does to a job: all its processes are gone at once, Slurm's own first. How many."""
+    (number,) = re.findall(r"^JobId=(\d+)", slurm.run("scontrol", "show", "job", job, "-o").stdout)
+    managers = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"slurmstepd: [{number}." in " ".join(process.info["cmdline"] or [])
+    ]
+    victims = managers + [child for manager in managers for child in manager.children(recursive=True)]
+    for victim in victims:
+        victim.kill()
+    return len(victims)
+
+
+@pytest.mark.slow
 def test_at_its_time_limit_a_job_checkpoints_and_queues_again(
     write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -40,7 +55,7 @@ def test_at_its_time_limit_a_job_checkpoints_and_queues_again(
     assert len({attempt["snapshot"] for attempt in attempts(run)}) == 1
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_a_dead_node_and_one_that_is_cut_off(write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path) -> None:
     """Of two jobs on a node, one dies with it; the other lives on, unknown to Slurm, until its next attempt asks."""
     sweep = load(write, REAL, "seeds=2")
@@ -50,9 +65,7 @@ def test_a_dead_node_and_one_that_is_cut_off(write: Write, results: Path, slurm:
     nodes = slurm.run("squeue", "--noheader", "--format=%N").stdout.split()
     assert nodes == ["n1", "n1"]  # Slurm fills one node before it begins the next
     slurm.kill("slurmd-n1")
-    slot = launched.slots()[0]
-    for role in ("slot", "worker"):
-        assert slot.processes[role].signal(signal.SIGKILL)
+    assert kill_everything_of(slurm, launched.jobs()[0]) >= 4  # both steps' managers, the slot and its worker
     old = launched.slots()[1].processes["worker"]
     assert old.alive
     wait_for(lambda: went_on(dead), 240.0, lambda: (attempts(dead), slurm_state.states(launched)))
