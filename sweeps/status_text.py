@@ -57,8 +57,8 @@ def table(runs: Sequence[RunState], by: str, width: int) -> Table:
     wide = width >= WIDE
     shown = Table(header_style="bold", box=box.SIMPLE if wide else None, padding=(0, 1) if wide else (0, 1, 0, 0))
     states = STATES if wide else [SHORT.get(state, state) for state in STATES]
-    for name in ("agent", by):
-        shown.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name, most in (("agent", 32 if wide else 16), (by, 30 if wide else 16)):
+        shown.add_column(name, overflow="ellipsis", no_wrap=True, max_width=most)
     for name in (*states, *(["env steps"] if wide else []), "%", "ETA", "h used", "h left"):
         shown.add_column(name, justify="right", no_wrap=True)
     for row in status.rows(runs, by):
