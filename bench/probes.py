@@ -20,6 +20,7 @@ import numpy as np
 
 from bench import tasks
 from bench.envs import vulkan
+from bench.installed import is_maniskill3
 
 
 def dmcontrol() -> str:
@@ -41,11 +42,12 @@ def myosuite() -> str:
 
 
 def maniskill() -> str:
-    """Build and step lift-cube, without a renderer where there is no GPU for one."""
-    _step("lift-cube")
+    """Build and step a task, without a renderer where there is no GPU for one."""
+    task, package = ("pick-cube", "mani_skill") if is_maniskill3() else ("lift-cube", "mani_skill2")
+    _step(task)
     gpu = vulkan.device()
     pictures = f"videos on {gpu}" if gpu else "no GPU that Vulkan finds, so without a renderer: no videos"
-    return f"lift-cube stepped; mani_skill2 {version('mani-skill2')}, sapien {version('sapien')}; {pictures}"
+    return f"{task} stepped; {package} {version(package)}, sapien {version('sapien')}; {pictures}"
 
 
 def _step(task: str) -> None:

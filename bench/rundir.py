@@ -225,12 +225,30 @@ class RunDir:
             atomic.write_json(self.run_json, info, self.guard)
 
     def update_spec(self, spec: RunSpec) -> None:
-        """Take over a new budget or evaluation schedule of the same run."""
+        """Take over a new budget or evaluation schedule of the same run.
+
+        Raises:
+            UserError: the directory holds another run, or one that was begun with another version of its simulator.
+        """
         info = self.info()
         if info["hash"] != spec.hash:
             raise UserError(f"{self.path} holds another run (hash {info['hash']})")
+        self.check_version(spec.domain_version)
         info["spec"] = spec.model_dump()
         atomic.write_json(self.run_json, info, self.guard)
+
+    def check_version(self, domain_version: str) -> None:
+        """Whether the run may go on with a simulator of this version.
+
+        Raises:
+            UserError: it was begun with another, and one curve would mix the two.
+        """
+        begun = self.spec.domain_version
+        if begun != domain_version:
+            raise UserError(
+                f"{self.path} was begun with {begun}, and {domain_version} is installed: go on in the first "
+                "environment, or train into another results folder"
+            )
 
     def append_rows(self, path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows to a CSV file of the directory, with a header where it is new; flushed to disk."""

@@ -7,13 +7,14 @@ rows by the entry-point group `tdmpc2_bench.tasks`: an entry point names a `Task
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Literal
 
 from bench.errors import UserError, unknown
+from bench.installed import is_maniskill3, maniskill3_version
 from bench.task_sets import BY_TAG, LOCOMOTION, METAWORLD, NEW
 
 ENTRY_POINT_GROUP = "tdmpc2_bench.tasks"
@@ -30,6 +31,11 @@ DOMAIN_VERSIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What a domain's results were made with. Results of different versions are never mixed without saying so."""
+
+MANISKILL3: Mapping[str, tuple[str, int]] = MappingProxyType(
+    {"pick-cube": ("PickCube-v1", 42), "stack-cube": ("StackCube-v1", 48)}
+)
+"""Tasks that ManiSkill3 has too, where it is installed instead of ManiSkill2: its own name and observation size."""
 
 
 BUILT_IN_SETS = ("all", *DOMAIN_VERSIONS, "original", *BY_TAG)
@@ -188,7 +194,7 @@ def _maniskill() -> list[Task]:
         ("pick-ycb", "PickSingleYCB-v0", 51, 7),
         ("turn-faucet", "TurnFaucet-v0", 40, 7),
     )
-    return [
+    made = [
         Task(
             name=name,
             domain="maniskill",
@@ -203,6 +209,15 @@ def _maniskill() -> list[Task]:
         )
         for name, simulator_id, obs_size, action_size in rows
     ]
+    return [_of_maniskill3(task) for task in made] if is_maniskill3() else made
+
+
+def _of_maniskill3(task: Task) -> Task:
+    """The row where ManiSkill3 is installed instead: its own version of the task, if it has one."""
+    if task.name not in MANISKILL3:
+        return task
+    simulator_id, obs_size = MANISKILL3[task.name]
+    return replace(task, simulator_id=simulator_id, obs_size=obs_size, domain_version=maniskill3_version())
 
 
 def _myosuite() -> list[Task]:

@@ -20,6 +20,7 @@ from bench.lock import AskedToLetGo, LockLost, RunLock
 from bench.progress import Monitor
 from bench.rundir import RunDir
 from bench.sinks import TrackedRun, make_sinks
+from bench.tasks import get as get_task
 from bench.training import Fleet, TrainOptions
 
 WANDB_PROJECT = "tdmpc2-bench"
@@ -59,6 +60,7 @@ def train_runs(
         unfinished = [run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"]
         for run in unfinished:
             check_extendable(run)
+            run.check_version(get_task(run.spec.task).domain_version)
         facts = provenance.collect(options.device)
         for run in unfinished:
             run.begin_attempt({**facts, "fleet": len(unfinished), "pack": options.pack})

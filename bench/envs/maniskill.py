@@ -20,7 +20,8 @@ from bench.envs import unrendered, vulkan
 from bench.envs.base import TaskEnv
 from bench.envs.missing import MANISKILL_ASSETS
 from bench.errors import UserError
-from bench.tasks import Task
+from bench.installed import is_maniskill3
+from bench.tasks import MANISKILL3, Task
 
 CONTROL_MODES: Mapping[str, str] = MappingProxyType(
     {
@@ -33,14 +34,27 @@ CONTROL_MODES: Mapping[str, str] = MappingProxyType(
 )
 """The paper's: end-effector displacement, with rotation for the last two."""
 
+_MANISKILL3_IDS = frozenset(simulator_id for simulator_id, _ in MANISKILL3.values())
 
-def make(task: Task, obs: str, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None) -> ManiSkill:
-    """A ManiSkill2 environment; see `bench.envs.make`, which has checked that `obs` is supported.
+
+def make(task: Task, obs: str, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None) -> TaskEnv:
+    """A ManiSkill2 environment, or ManiSkill3's where that is installed instead; see `bench.envs.make`, which has
+    checked that `obs` is supported.
 
     Raises:
-        ImportError: mani_skill2, SAPIEN or a library of the system is missing or broken.
-        UserError: the task's models are not downloaded, or pictures are asked for on a machine that cannot draw.
+        ImportError: the package, SAPIEN or a library of the system is missing or broken.
+        UserError: the task's models are not downloaded, pictures are asked for on a machine that cannot draw, or the
+            task is ManiSkill2's alone and ManiSkill3 is installed.
     """
+    if task.simulator_id in _MANISKILL3_IDS:
+        from bench.envs.maniskill3 import ManiSkill3
+
+        return ManiSkill3(task, seed, action_repeat, render_mode)
+    if is_maniskill3():
+        raise UserError(
+            f"{task.name} is a task of ManiSkill2, and ManiSkill3 is installed, of which {', '.join(MANISKILL3)} are "
+            "known here: for the others install ManiSkill2 in an environment of its own ('make setup' in a fresh clone)"
+        )
     return ManiSkill(task, seed, action_repeat, render_mode)
 
 
@@ -75,10 +89,7 @@ class ManiSkill(TaskEnv):
             )
         gpu = vulkan.device()
         if render_mode is not None and gpu is None:
-            raise UserError(
-                f"pictures of {task.name} need a GPU that Vulkan finds, and there is none here: leave out videos, or "
-                "mend the driver (vulkaninfo --summary lists devices; in a container NVIDIA_DRIVER_CAPABILITIES=all)"
-            )
+            raise UserError(vulkan.needed_for(task.name))
         options = {
             "obs_mode": "state",
             "reward_mode": "dense",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from bench.errors import UserError
+from bench.installed import is_maniskill3
 
 SIMULATORS: Mapping[str, str] = MappingProxyType(
     {"dmcontrol": "dm_control", "metaworld": "metaworld", "maniskill": "mani_skill2", "myosuite": "myosuite"}
@@ -32,13 +33,16 @@ MANISKILL_ASSETS: Mapping[str, str] = MappingProxyType(
 
 def import_failure(task: str, domain: str, cause: ImportError) -> UserError:
     """The one line for a task whose simulator cannot be imported; raise it from `cause`."""
+    simulator = SIMULATORS[domain]
     for library, package in SYSTEM_LIBRARIES.items():
         if library in str(cause):
             mend = f"install the system's library with 'apt-get install {package}' (as root; Debian, Ubuntu)"
             break
     else:
+        if domain == "maniskill" and is_maniskill3():
+            simulator = "mani_skill"
         mend = (
             "install the pinned set with 'pip install --no-deps -r requirements.lock', or this domain alone with "
             f"'pip install \"tdmpc2-bench[{domain}]\"'"
         )
-    return UserError(f"{task} needs {SIMULATORS[domain]}, whose import failed ({cause}): {mend}")
+    return UserError(f"{task} needs {simulator}, whose import failed ({cause}): {mend}")

@@ -57,6 +57,14 @@ def device() -> str | None:
         vulkan.vkDestroyInstance(instance, None)
 
 
+def needed_for(task: str) -> str:
+    """The one line for pictures of a task where there is no device."""
+    return (
+        f"pictures of {task} need a GPU that Vulkan finds, and there is none here: leave out videos, or mend the "
+        "driver (vulkaninfo --summary lists devices; in a container NVIDIA_DRIVER_CAPABILITIES=all)"
+    )
+
+
 def _gpus(vulkan: ctypes.CDLL, instance: ctypes.c_void_p) -> list[str]:
     count = ctypes.c_uint32()
     vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
