@@ -156,7 +156,9 @@ def _disk(made: Plan, slots: int, known: Sequence[Measurement]) -> Disk:
         replay_at_once=sum(replay[:slots]),
         replay=sum(replay_bytes(made.sweep, spec) for spec in runs),
         checkpoints=None if None in saved else int(sum(size or 0 for size in saved)),
-        checkpoints_source=sources(list({id(m): m for m in used}.values())) if used else "none was measured",
+        checkpoints_source="none of some agent was measured"
+        if None in saved
+        else sources(list({id(m): m for m in used}.values())),
     )
 
 

@@ -109,7 +109,7 @@ def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], cost: Tot
         out.print("Time: unknown, no speed was measured; train one run, or see `bench speed`", soft_wrap=True)
     else:
         more = f", and {plural(len(cost.unknown), 'fleet')} of unknown cost" if cost.unknown else ""
-        held = f"{cost.device_h:.1f} {'GPU-hours' if cost.device == 'cuda' else 'hours of one slot'}"
+        held = f"{cost.device_h:.1f} {'GPU-hours' if cost.device == 'cuda' else 'slot-hours'}"
         out.print(f"Time: {duration(cost.wall_s)} with {plural(cost.slots, 'slot')}, {held}{more}", soft_wrap=True)
     kept = "kept" if made.sweep.resources.keep_replay else "removed when a run is done"
     disk = cost.disk
