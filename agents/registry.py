@@ -93,6 +93,14 @@ BUILT_IN = (
         max_fleet=None,
         summary="a policy learned in the imagination of a recurrent world model (Hafner et al. 2023)",
     ),
+    AgentEntry(
+        name="simbav2",
+        agent="baselines.simbav2:SimbaV2",
+        hyperparameters="baselines.hyperparameters.simbav2:SimbaV2",
+        obs_kinds=("state",),
+        max_fleet=None,
+        summary="soft actor-critic on the unit sphere with a distributional critic (Lee et al. 2025)",
+    ),
 )
 
 

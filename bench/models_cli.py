@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli import parse_overrides
 from bench.errors import UserError
+from bench.overrides import parse_overrides
 
 app = typer.Typer()
 models = typer.Typer(help="The checkpoints that TD-MPC2's authors publish, and files in their layout.")

@@ -53,4 +53,5 @@ SMALL: dict[str, dict[str, Any]] = {
         "batch_length": 8,
         "prefill_windows": 8,
     },
+    "simbav2": {"actor_dim": 16, "critic_dim": 16, "batch_size": 8, "double_q": True},
 }
