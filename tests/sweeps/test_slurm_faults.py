@@ -74,3 +74,17 @@ def test_a_dead_node_and_one_that_is_cut_off(write: Write, results: Path, slurm:
     assert attempts(cut_off)[0]["outcome"] == "interrupted"  # it let go when it was asked to
     assert not old.alive
     assert states(sweep, results) == ["running", "running"]
+
+
+@pytest.mark.slow
+def test_a_preempted_job_checkpoints_and_goes_on(
+    write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    sweep = load(write, REAL, "seeds=2")
+    start(sweep, results, executor(tmp_path, cpus=8))  # one node each
+    runs = run_dirs(sweep, results)
+    wait_for(lambda: all(run.newest_checkpoint() > 0 for run in runs))
+    slurm.run("sbatch", "--partition=high", "--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 2")
+    wait_for(lambda: any(went_on(run) for run in runs), 240.0, lambda: [attempts(run) for run in runs])
+    (preempted,) = [run for run in runs if len(attempts(run)) > 1]
+    assert attempts(preempted)[0]["outcome"] == "interrupted"
