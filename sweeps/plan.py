@@ -109,7 +109,7 @@ def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement
 
     Fleets that train alone come first, then those that are packed: the order in which a slot takes them.
     """
-    device, max_fleets = devices.resolve(sweep.resources.device), registry.agents()
+    device = devices.resolve(sweep.resources.device)
     card = sizing.gpu(sweep.resources) if device == "cuda" else None
     groups: dict[str, list[RunState]] = {}
     for run in runs:
@@ -118,7 +118,7 @@ def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement
     for members in groups.values():
         spec = members[0].spec
         size = sizing.size(
-            spec, len(members), max_fleets[spec.agent].max_fleet, sweep.resources, device, card, measured
+            spec, len(members), registry.get(spec.agent).max_fleet, sweep.resources, device, card, measured
         )
         count = -(-len(members) // size.fleet)
         ends = [len(members) * part // count for part in range(count + 1)]
