@@ -7,7 +7,6 @@ directory; a run id found in several: `evals` takes the first by path that has e
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,10 +71,18 @@ class _Collector:
         evals = self.evals()
         rows = [read.row for read in self.reads if read.row is not None]
         runs = frame(rows, RUNS).sort_values("path", kind="stable", ignore_index=True)
-        counts = Counter(read.configuration for read in self.reads)
-        configurations = tuple(Configuration(**json.loads(key), runs=count) for key, count in sorted(counts.items()))
         failures = {read.path: read.failure for read in self.reads if read.failure is not None}
-        return Tables(evals, runs, tuple(self.problems), configurations, failures)
+        return Tables(evals, runs, tuple(self.problems), self._configurations(), failures)
+
+    def _configurations(self) -> tuple[Configuration, ...]:
+        """Each with the number of its runs and the tasks they are on."""
+        of_runs: dict[str, list[str]] = {}
+        for read in self.reads:
+            of_runs.setdefault(read.configuration, []).append(read.shared["task"])
+        return tuple(
+            Configuration(**json.loads(key), runs=len(of_runs[key]), tasks=tuple(sorted(set(of_runs[key]))))
+            for key in sorted(of_runs)
+        )
 
     def evals(self) -> pd.DataFrame:
         """All evaluations, by run id and env steps."""

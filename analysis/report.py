@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def _unfinished(tables: Tables) -> list[dict[str, Any]]:
 
 
 def _configurations(tables: Tables) -> list[dict[str, Any]]:
-    """Every agent's settings; several for one name are a warning, with the keys that differ."""
+    """Every agent's settings; several for one name are a warning, unless each belongs to tasks of its own."""
     mixed = mixes_obs(tables.evals)
     by_name: dict[str, list[Configuration]] = {}
     for configuration in tables.configurations:
@@ -257,8 +257,23 @@ def _configurations(tables: Tables) -> list[dict[str, Any]]:
         keys = list(dict.fromkeys(key for values in settings for key in values))
         rows = [(key, [values.get(key, "–") for values in settings]) for key in keys]
         differing = [key for key, values in rows if len(set(values)) > 1]
-        found.append({"name": name, "runs": [item.runs for item in group], "rows": rows, "differing": differing})
+        found.append(
+            {
+                "name": name,
+                "runs": [item.runs for item in group],
+                "tasks": [item.tasks for item in group],
+                "rows": rows,
+                "differing": differing,
+                "by_task": _disjoint([item.tasks for item in group]),
+            }
+        )
     return found
+
+
+def _disjoint(groups: Sequence[Sequence[str]]) -> bool:
+    """Whether no task is in two groups; unknown tasks (tables of before they were kept) may be in any."""
+    names = [name for group in groups for name in group]
+    return len(set(names)) == len(names) and (len(groups) == 1 or all(groups))
 
 
 def _settings(configuration: Configuration) -> dict[str, str]:

@@ -49,6 +49,8 @@ class Configuration:
     num_envs: int
     eval_episodes: int
     runs: int
+    tasks: tuple[str, ...] = ()
+    """Where it was used; an agent may have settings by the task."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,10 @@ def _read_folder(folder: Path) -> Tables:
             evals=evals,
             runs=runs,
             problems=tuple(Problem(**problem) for problem in sidecar.get("problems", [])),
-            configurations=tuple(Configuration(**value) for value in sidecar.get("configurations", [])),
+            configurations=tuple(
+                Configuration(**value | {"tasks": tuple(value.get("tasks", ()))})
+                for value in sidecar.get("configurations", [])
+            ),
             failures={path: Failure(**value) for path, value in sidecar.get("failures", {}).items()},
         )
     except (TypeError, AttributeError) as error:

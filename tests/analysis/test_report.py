@@ -180,6 +180,20 @@ def test_two_configurations_under_one_name_are_shown(undrawn, make_run, tmp_path
     assert "2 configurations go by this name; they differ in batch_size." in soup.get_text()
 
 
+def test_settings_by_the_task_are_no_mistake(undrawn, make_run, tmp_path):
+    make_run(tmp_path / "r", {100: 500.0})
+    make_run(tmp_path / "r", {100: 500.0}, task="dog-run", hyperparameters={"batch_size": 512})
+    write_tables(collect(tmp_path / "r"), tmp_path / "tables")
+    soup = soup_of(write_report(load_tables(tmp_path / "tables"), tmp_path / "o.html", "r", REPS))
+    text = soup.select_one("#configuration").get_text()
+    assert "Settings by the task: batch_size." in text
+    assert "go by this name" not in text
+    assert [cell.get_text() for cell in soup.select("#configuration th")[1:3]] == [
+        "1 run: walker-walk",
+        "1 run: dog-run",
+    ]
+
+
 def test_final_scores_use_all_seeds(make_evals):
     comparison = align(make_evals({("a", "t", 1): {1: 10}, ("a", "t", 2): {1: 30}, ("a", "u", 1): {1: 50}}))
     table = final_scores(comparison, REPS).set_index("task")
