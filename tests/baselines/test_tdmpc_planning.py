@@ -119,7 +119,8 @@ def test_actions_are_bounded_and_evaluation_draws_its_elite():
     obs = torch.randn(3, 1, 5)
     actions = torch.stack([agent.act(obs, firsts(True), explore) for explore in (True, False) for _ in range(20)])
     assert float(actions.abs().max()) <= 1
-    assert float(actions[20:].std(0).min()) > 0
+    # In some dimension: one where every elite is at its bound does not vary.
+    assert float(actions[20:].std(0).amax(-1).min()) > 0
 
 
 def test_a_candidate_without_a_value_counts_as_zero_and_a_run_without_any_has_diverged():
