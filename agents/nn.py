@@ -217,6 +217,22 @@ def optimizer_state(optimizer: torch.optim.Optimizer, run: int, runs: int) -> li
     ]
 
 
+def lockstep_count(
+    states: Sequence[Mapping[str, Any]], runs: int, key: str = "updates", counted: str = "updates"
+) -> int:
+    """The count that the states of a fleet's runs hold under `key` and have in common; `counted` names it for people.
+
+    Raises:
+        ValueError: there are not as many states as runs, or their counts differ, so they cannot train in lockstep.
+    """
+    if len(states) != runs:
+        raise ValueError(f"a fleet of {runs} needs as many states, not {len(states)}")
+    counts = {int(state[key]) for state in states}
+    if len(counts) > 1:
+        raise ValueError(f"runs with different numbers of {counted} cannot form one fleet")
+    return counts.pop()
+
+
 def load_optimizer_states(optimizer: torch.optim.Optimizer, states: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Put the optimiser states of single runs together.
 

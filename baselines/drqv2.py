@@ -23,7 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.augmentation import random_shift
-from agents.nn import ema_update, load_module_states, load_optimizer_states, module_state, optimizer_state
+from agents.nn import (
+    ema_update,
+    load_module_states,
+    load_optimizer_states,
+    lockstep_count,
+    module_state,
+    optimizer_state,
+)
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.hyperparameters.drqv2 import DrQv2 as DrQv2Hyperparameters
@@ -221,17 +228,13 @@ class DrQv2:
         Raises:
             ValueError: as many states as runs are needed, and all after the same number of agent steps.
         """
-        if len(states) != self.runs:
-            raise ValueError(f"a fleet of {self.runs} needs as many states, not {len(states)}")
-        if len({state["acted"] for state in states}) > 1:
-            raise ValueError("runs with different numbers of agent steps cannot form one fleet")
+        self.acted = lockstep_count(states, self.runs, "acted", "agent steps")
         for name, module in self._modules().items():
             load_module_states(module, [state[name] for state in states])
         for name, optimizer in self._optimizers().items():
             load_optimizer_states(optimizer, [state[name] for state in states])
         self.explore_noise.load([state["explore_noise"] for state in states])
         self.learn_noise.load([state["learn_noise"] for state in states])
-        self.acted = states[0]["acted"]
 
 
 def _check(spec: AgentSpec, hp: DrQv2Hyperparameters) -> None:

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.nn import ema_update, load_module_states, load_optimizer_states, module_state, optimizer_state
+from agents.nn import (
+    ema_update,
+    load_module_states,
+    load_optimizer_states,
+    lockstep_count,
+    module_state,
+    optimizer_state,
+)
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.hyperparameters.sac import SAC as SACHyperparameters
@@ -253,10 +260,7 @@ class SAC:
         Raises:
             ValueError: as many states as runs are needed, and all after the same number of updates.
         """
-        if len(states) != self.runs:
-            raise ValueError(f"a fleet of {self.runs} needs as many states, not {len(states)}")
-        if len({state["updates"] for state in states}) > 1:
-            raise ValueError("runs with different numbers of updates cannot form one fleet")
+        self.updates = lockstep_count(states, self.runs)
         for name, module in self._modules().items():
             load_module_states(module, [state[name] for state in states])
         for name, optimizer in self._optimizers().items():
@@ -265,7 +269,6 @@ class SAC:
             self.log_alpha.copy_(torch.stack([state["log_alpha"] for state in states]))
         self.explore_noise.load([state["explore_noise"] for state in states])
         self.learn_noise.load([state["learn_noise"] for state in states])
-        self.updates = states[0]["updates"]
         self.policy_metrics = {
             name: torch.stack([state["policy_metrics"][name] for state in states]).to(self.device)
             for name in states[0]["policy_metrics"]

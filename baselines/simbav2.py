@@ -23,7 +23,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agents.nn import ema_update, load_module_states, load_optimizer_states, module_state, optimizer_state
+from agents.nn import (
+    ema_update,
+    load_module_states,
+    load_optimizer_states,
+    lockstep_count,
+    module_state,
+    optimizer_state,
+)
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.hyperparameters.simbav2 import SimbaV2 as SimbaV2Hyperparameters
@@ -252,10 +259,7 @@ class SimbaV2:
         Raises:
             ValueError: as many states as runs are needed, and all after the same number of updates.
         """
-        if len(states) != self.runs:
-            raise ValueError(f"a fleet of {self.runs} needs as many states, not {len(states)}")
-        if len({state["updates"] for state in states}) > 1:
-            raise ValueError("runs with different numbers of updates cannot form one fleet")
+        self.updates = lockstep_count(states, self.runs)
         for name in ("actor", "critic", "target"):
             load_module_states(getattr(self, name), [state[name] for state in states])
         with torch.no_grad():
@@ -266,4 +270,3 @@ class SimbaV2:
             getattr(self, name).load([state[name] for state in states])
         for name in ("returns", "largest_return"):
             setattr(self, name, torch.stack([state[name] for state in states]).to(self.device))
-        self.updates = states[0]["updates"]

@@ -84,11 +84,6 @@ def busy_s(costs: Sequence[FleetCost], slots: int) -> list[float]:
     return free
 
 
-def makespan_s(costs: Sequence[FleetCost], slots: int) -> float:
-    """Wall time of the fleets whose cost is known."""
-    return max(busy_s(costs, slots))
-
-
 @dataclass(frozen=True)
 class Disk:
     """What a sweep writes, in bytes."""

@@ -15,7 +15,7 @@ from bench.errors import UserError
 from bench.lock import locked
 from bench.processes import Process
 from bench.rundir import RunDir
-from sweeps import executors, measured, plan, record, snapshot
+from sweeps import executors, measured, plan, record, snapshot, state
 from sweeps.executor import Executor, Placement
 from sweeps.expand import Sweep
 from sweeps.plan import Fleet
@@ -90,10 +90,9 @@ def launch(
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
     with locked(folder / ".launch" / "lock"):
         live = record.live(folder)
-        runs = plan.make(sweep, results).runs
+        runs = state.read_all(folder, sweep.runs)
         busy = _busy(live, runs)
-        taken = {run.spec.run_id for group in busy.values() for run in group}
-        start = [run for run in runs if run.spec.run_id not in taken and wanted(run)]
+        start = _to_start(runs, busy, wanted)
         fleets = plan.group(sweep, start, known)
         launched = _start(sweep, folder, fleets, executor, worker or WORKER, live) if fleets else None
     chosen = {run.spec.run_id for run in start}
@@ -117,18 +116,25 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor) -> list[str]:
         UserError: the executor would refuse.
     """
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
-    made = plan.make(sweep, results)
-    live = record.live(made.folder)
-    taken = {run.spec.run_id for group in _busy(live, made.runs).values() for run in group}
-    start = [run for run in made.runs if run.spec.run_id not in taken and plan.is_startable(run)]
+    folder = plan.sweep_folder(sweep.name, results)
+    runs = state.read_all(folder, sweep.runs)
+    start = _to_start(runs, _busy(record.live(folder), runs), plan.is_startable)
     fleets = plan.group(sweep, start, measured.read(results))
     if not fleets:
         return []
-    root = made.folder.absolute() / ".launch"
+    root = folder.absolute() / ".launch"
     code = root / "code" / snapshot.content_hash()
     return executor.scripts(
         root / record.new_name(), str(code), executor.place(sweep.resources, [fleet.pack for fleet in fleets])
     )
+
+
+def _to_start(
+    runs: Sequence[RunState], busy: Mapping[str, Sequence[RunState]], wanted: Callable[[RunState], bool]
+) -> list[RunState]:
+    """The runs that are wanted and that nobody has."""
+    taken = {run.spec.run_id for group in busy.values() for run in group}
+    return [run for run in runs if run.spec.run_id not in taken and wanted(run)]
 
 
 def _busy(live: Sequence[LaunchRecord], runs: Sequence[RunState]) -> dict[str, list[RunState]]:

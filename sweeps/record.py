@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -26,7 +26,7 @@ from bench import atomic
 from bench.errors import UserError
 from bench.lock import locked
 from bench.processes import Process
-from bench.rundir import STALE_AFTER_S, now
+from bench.rundir import STALE_AFTER_S, RunDir, now
 from sweeps import slurm_state
 from sweeps.slurm_state import JobState
 
@@ -247,6 +247,11 @@ class LaunchRecord:
         """Runs that this launch no longer owns."""
         path = self.path / "released.json"
         return set(json.loads(path.read_text())) if path.exists() else set()
+
+    def runs(self, fleet: int, released: Collection[str] | None = None) -> list[RunDir]:
+        """The runs of a fleet that are still this launch's; `released` where it was read before."""
+        gone = self.released() if released is None else released
+        return [RunDir(self.sweep_folder / run_id) for run_id in self.fleets[fleet] if run_id not in gone]
 
     def release(self, run_ids: Iterable[str]) -> None:
         """Give up runs: they are not started, and what becomes of them is not this launch's to say."""

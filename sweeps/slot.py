@@ -147,12 +147,7 @@ class Slot:
         exit_code = None
         while not self.stopping:
             released = self.record.released()
-            runs = [
-                RunDir(self.record.sweep_folder / run_id)
-                for run_id in self.record.fleets[fleet]
-                if run_id not in released
-            ]
-            runs = [run for run in runs if self.ready(run)]
+            runs = [run for run in self.record.runs(fleet, released) if self.ready(run)]
             if not runs:
                 break
             ended = self._run_worker(fleet, runs, role)

@@ -92,19 +92,14 @@ class SlurmSlot(Slot):
 
     def _left(self) -> bool:
         """Whether any run of this slot is still to be trained."""
-        return any(is_open(run) for fleet in self.record.tasks[self.index] for run in self._runs(fleet))
-
-    def _runs(self, fleet: int) -> list[RunDir]:
-        released = self.record.released()
-        names = [run_id for run_id in self.record.fleets[fleet] if run_id not in released]
-        return [RunDir(self.record.sweep_folder / name) for name in names]
+        return any(is_open(run) for fleet in self.record.tasks[self.index] for run in self.record.runs(fleet))
 
     def _may_try(self, fleet: int) -> bool:
         """Whether the attempts are not used up; if they are, what is unfinished has failed."""
         most = self.record.info["profile"]["max_attempts"]
         if self.attempt <= most:
             return True
-        for run in self._runs(fleet):
+        for run in self.record.runs(fleet):
             if is_open(run):
                 reason = f"the job was started {most} times (max_attempts of the profile){self.how_attempts_ended()}"
                 self.note(run, AttemptsExhausted(reason))

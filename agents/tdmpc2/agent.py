@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.distributions import SymlogScalar, TwoHot, gaussian_log_prob, squash_log_det
+from agents.mppi import warm_start
 from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
@@ -116,23 +117,13 @@ class TDMPC2:
         stream = "explore" if explore else "evaluate"
         tasks = self.model.context(task)
         if self.hp.mpc:
-            start = self.warm_start(stream, first)
+            start = warm_start(self.plan_means[stream], first, self.hp.horizon)
             action, self.plan_means[stream] = self.planner.plan(obs, start, self.noise[stream], explore, tasks)
             return action
         z = self.model.encode(obs, self.noise[stream], tasks)
         if explore:
             return self.model.sample_action(z, self.noise[stream], tasks)[0]
         return self.model.policy(z, tasks)[0].tanh()
-
-    def warm_start(self, stream: str, first: Tensor) -> Tensor:
-        """The previous plan's mean moved on by one agent step, zero where an episode starts (R, H, N, A)."""
-        previous = self.plan_means[stream]
-        shape = (self.runs, self.hp.horizon, first.shape[1], self.action_size)
-        if previous.shape != shape:
-            # Other environments than last time, or another horizon: there is nothing to go on from.
-            previous = previous.new_zeros(shape)
-        shifted = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
-        return torch.where(first[:, None, :, None], 0.0, shifted)
 
     # Learning
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.distributions import SymlogScalar, TwoHot
+from agents.mppi import draw_first_action, refit
 from agents.noise import Noise
 from agents.tdmpc2.hyperparameters import Hyperparameters
 from agents.tdmpc2.tasks import TaskContext
@@ -71,20 +72,12 @@ class Planner:
             value = self.estimate_value(z, actions, noise, tasks)  # (R, N, S)
 
             # Refit mean and standard deviation to the elites
-            elite_value, index = value.topk(hp.num_elites, dim=2)  # (R, N, E)
-            index = index[:, None, :, :, None].expand(-1, hp.horizon, -1, -1, self.action_size)
-            elites = actions.gather(3, index)  # (R, H, N, E, A)
-            weight = (hp.temperature * elite_value).softmax(2)  # (R, N, E)
-            w = weight[:, None, :, :, None]
-            mean = (w * elites).sum(3)  # (R, H, N, A)
-            std = (w * (elites - mean[:, :, :, None]).square()).sum(3).sqrt().clamp(hp.min_std, hp.max_std)
+            elites, weight, mean, std = refit(actions, value, hp.num_elites, hp.temperature)
+            std = std.clamp(hp.min_std, hp.max_std)
             if mask is not None:
                 std = std * mask[:, :, :, 0]  # the mean is 0 there already
 
-        # Draw an elite by its weight (Gumbel-max) and take its first action
-        pick = (weight.log() + noise.gumbel(num_envs, hp.num_elites)).argmax(2)  # (R, N)
-        index = pick[:, :, None, None].expand(-1, -1, 1, self.action_size)
-        action = elites[:, 0].gather(2, index).squeeze(2)  # (R, N, A)
+        action = draw_first_action(elites, weight, noise)  # (R, N, A)
         if explore:
             action = action + std[:, 0] * noise.normal(num_envs, self.action_size)
         return action.clamp(-1, 1), mean

@@ -25,7 +25,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
+from agents.nn import (
+    clip_grad_norms,
+    load_module_states,
+    load_optimizer_states,
+    lockstep_count,
+    module_state,
+    optimizer_state,
+)
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.dreamerv3.behaviour import Behaviour
@@ -210,10 +217,9 @@ class DreamerV3:
         """Take over one state for each run, in order.
 
         Raises:
-            ValueError: the runs have made different numbers of updates.
+            ValueError: as many states as runs are needed, and all after the same number of updates.
         """
-        if len({state["updates"] for state in states}) > 1:
-            raise ValueError("runs with different numbers of updates cannot form one fleet")
+        self.updates = lockstep_count(states, self.runs)
         load_module_states(self.model, [state["model"] for state in states])
         load_module_states(self.behaviour, [state["behaviour"] for state in states])
         for name, optimizer in self.optimizers.items():
@@ -223,4 +229,3 @@ class DreamerV3:
             self.memory[stream] = Memory.of_states([state["memory"][stream] for state in states], self.device)
         for stream, noise in self.noise.items():
             noise.load([state["noise"][stream] for state in states])
-        self.updates = states[0]["updates"]

@@ -36,7 +36,15 @@ import torch
 from torch import Tensor
 
 from agents.augmentation import random_shift
-from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
+from agents.mppi import warm_start
+from agents.nn import (
+    clip_grad_norms,
+    load_module_states,
+    load_optimizer_states,
+    lockstep_count,
+    module_state,
+    optimizer_state,
+)
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.tdmpc.hyperparameters import SHIFT_FRACTION
@@ -114,20 +122,11 @@ class TDMPC:
         A run whose parameters have diverged gives NaN actions; the others are not touched by it.
         """
         stream = "explore" if explore else "evaluate"
-        start = self.warm_start(stream, first)
+        start = warm_start(self.plan_means[stream], first, self.hp.horizon)
         horizon = self.hp.plan_horizon(self.episode_start)
         action, mean = self.planner.plan(obs, start[:, :horizon], self.std_floor, self.noise[stream], explore)
         self.plan_means[stream] = torch.cat([mean, torch.zeros_like(start[:, horizon:])], 1)
         return action
-
-    def warm_start(self, stream: str, first: Tensor) -> Tensor:
-        """The previous plan's mean moved on by one agent step, zero where an episode starts (R, H, N, A)."""
-        previous = self.plan_means[stream]
-        if previous.shape[2] != first.shape[1]:
-            # Other environments than last time: there is nothing to go on from.
-            previous = previous.new_zeros(self.runs, self.hp.horizon, first.shape[1], self.action_size)
-        shifted = torch.cat([previous[:, 1:], torch.zeros_like(previous[:, :1])], 1)
-        return torch.where(first[:, None, :, None], 0.0, shifted)
 
     # When to learn, and the schedules
 
@@ -255,10 +254,7 @@ class TDMPC:
         Raises:
             ValueError: as many states as runs are needed, and all after the same number of updates.
         """
-        if len(states) != self.runs:
-            raise ValueError(f"a fleet of {self.runs} needs as many states, not {len(states)}")
-        if len({state["updates"] for state in states}) > 1:
-            raise ValueError("runs with different numbers of updates cannot form one fleet")
+        self.updates = lockstep_count(states, self.runs)
         load_module_states(self.model, [state["model"] for state in states])
         load_optimizer_states(self.optimizer, [state["optimizer"] for state in states])
         load_optimizer_states(self.policy_optimizer, [state["policy_optimizer"] for state in states])
@@ -267,4 +263,3 @@ class TDMPC:
         for stream in self.plan_means:
             means = torch.stack([state["plan_means"][stream] for state in states])
             self.plan_means[stream] = means.to(self.rho.device)
-        self.updates = states[0]["updates"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agents.mppi import draw_first_action, refit
 from agents.noise import Noise
 from baselines.tdmpc.hyperparameters import Hyperparameters
 from baselines.tdmpc.world_model import WorldModel
@@ -53,19 +54,11 @@ class Planner:
             value = predicted.nan_to_num(nan=0.0)
 
             # Refit mean and standard deviation to the elites; momentum is on the mean alone
-            elite_value, index = value.topk(hp.num_elites, dim=2)  # (R, N, E)
-            index = index[:, None, :, :, None].expand(-1, horizon, -1, -1, self.action_size)
-            elites = actions.gather(3, index)  # (R, h, N, E, A)
-            weight = (hp.temperature * elite_value).softmax(2)  # (R, N, E)
-            w = weight[:, None, :, :, None]
-            elite_mean = (w * elites).sum(3)  # (R, h, N, A)
-            std = (w * (elites - elite_mean[:, :, :, None]).square()).sum(3).sqrt().clamp(std_floor, hp.max_std)
+            elites, weight, elite_mean, std = refit(actions, value, hp.num_elites, hp.temperature)
+            std = std.clamp(std_floor, hp.max_std)
             mean = hp.momentum * mean + (1 - hp.momentum) * elite_mean
 
-        # Draw an elite by its weight (Gumbel-max) and take its first action
-        pick = (weight.log() + noise.gumbel(num_envs, hp.num_elites)).argmax(2)  # (R, N)
-        index = pick[:, :, None, None].expand(-1, -1, 1, self.action_size)
-        action = elites[:, 0].gather(2, index).squeeze(2)  # (R, N, A)
+        action = draw_first_action(elites, weight, noise)  # (R, N, A)
         if explore:
             action = action + std[:, 0] * noise.normal(num_envs, self.action_size)
         # A model that knows no value at all has diverged; its elites are of no meaning and may look sound.

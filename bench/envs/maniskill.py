@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from bench.envs import unrendered, vulkan
 from bench.envs.base import TaskEnv
 from bench.envs.missing import MANISKILL_ASSETS
+from bench.envs.quiet import hushed
 from bench.errors import UserError
 from bench.installed import is_maniskill3
 from bench.tasks import MANISKILL3, Task
@@ -58,14 +56,6 @@ def make(task: Task, obs: str, seed: int, action_repeat: int, render_mode: Liter
     return ManiSkill(task, seed, action_repeat, render_mode)
 
 
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what the package and its dependencies say while they are loaded off the screen."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
 class ManiSkill(TaskEnv):
     """One ManiSkill2 task. `simulation` is the package's own environment, without gymnasium's wrappers.
 
@@ -79,7 +69,7 @@ class ManiSkill(TaskEnv):
         self, task: Task, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None = None
     ) -> None:
         super().__init__(task, seed, action_repeat, render_mode)
-        with _hushed():
+        with hushed():
             import_module("mani_skill2.envs")  # registers its environments
             registered = import_module("mani_skill2.utils.registration").REGISTERED_ENVS
         known = task.simulator_id in registered and task.simulator_id in CONTROL_MODES
@@ -98,7 +88,7 @@ class ManiSkill(TaskEnv):
         }
         environment = registered[task.simulator_id].cls
         try:
-            with _hushed():
+            with hushed():
                 self.simulation: Any = (
                     environment(**options) if gpu is not None else unrendered.build(environment, **options)
                 )

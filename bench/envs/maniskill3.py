@@ -7,8 +7,6 @@ another `domain_version`. One environment at a time, simulated on the CPU, as fo
 from __future__ import annotations
 
 import contextlib
-import io
-import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Literal
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from bench.envs import vulkan
 from bench.envs.base import TaskEnv
+from bench.envs.quiet import hushed
 from bench.errors import UserError
 from bench.tasks import Task
 
@@ -33,14 +32,6 @@ class _Nothing:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the package and its dependencies say off the screen."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextlib.contextmanager
@@ -85,7 +76,7 @@ class ManiSkill3(TaskEnv):
         self, task: Task, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None = None
     ) -> None:
         super().__init__(task, seed, action_repeat, render_mode)
-        with _quiet():
+        with hushed():
             import_module("mani_skill.envs")  # registers its environments
             registered = import_module("mani_skill.utils.registration").REGISTERED_ENVS
         if task.simulator_id not in registered:
@@ -94,7 +85,7 @@ class ManiSkill3(TaskEnv):
         if render_mode is not None and gpu is None:
             raise UserError(vulkan.needed_for(task.name))
         self._building = contextlib.nullcontext if gpu is not None else _without_appearance
-        with _quiet(), self._building():
+        with hushed(), self._building():
             self.simulation: Any = registered[task.simulator_id].cls(
                 num_envs=1,
                 obs_mode="state",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.envs.base import TaskEnv
+from bench.envs.quiet import hushed
 from bench.envs.rendering import MujocoCamera
 from bench.errors import UserError
 from bench.tasks import Task
@@ -29,14 +28,6 @@ def make(task: Task, obs: str, seed: int, action_repeat: int, render_mode: Liter
     return MyoSuite(task, seed, action_repeat, render_mode)
 
 
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep the package's banner, its credits and gymnasium's warnings about it off the screen."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
 class MyoSuite(TaskEnv):
     """One MyoSuite task. `simulation` is MyoSuite's own environment, without gymnasium's wrappers.
 
@@ -50,7 +41,7 @@ class MyoSuite(TaskEnv):
         super().__init__(task, seed, action_repeat, render_mode)
         import gymnasium
 
-        with _hushed():
+        with hushed():
             import_module("myosuite")  # registers its environments
             if task.simulator_id not in gymnasium.registry:
                 raise UserError(f"myosuite has no environment '{task.simulator_id}': see myosuite.myosuite_env_suite")

@@ -8,9 +8,3 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    """The same random inputs on every day."""
-    torch.manual_seed(0)

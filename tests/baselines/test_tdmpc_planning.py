@@ -8,6 +8,7 @@ import pytest
 import torch
 from plain_tdmpc import CPU, PIXELS, SMALL, SPEC, PlainRun, make_agent, make_batch, record
 
+from agents.mppi import warm_start
 from agents.protocol import AgentSpec
 from baselines.tdmpc.agent import TDMPC
 from baselines.tdmpc.hyperparameters import Hyperparameters
@@ -94,7 +95,7 @@ def test_warm_start_shifts_the_last_plan_and_first_resets_it():
     last = agent.plan_means["explore"]
     assert last.shape == (3, 3, 2, 2)
     first = torch.tensor([[True, False], [False, False], [False, True]])
-    start = agent.warm_start("explore", first)
+    start = warm_start(last, first, 3)
     for run in range(3):
         for env in range(2):
             if first[run, env]:

@@ -113,7 +113,7 @@ def test_cost_from_finished_runs(write: Callable[[str], Path], tmp_path: Path) -
     assert cup.wall_s == pytest.approx(10.0)
     assert cup.rate.source == "1 × finished run (cup-catch; cpu, this machine)"
     assert assembly.rate.source == "1 × finished run (cup-catch, not mw-assembly; cpu, this machine)"
-    assert cost.makespan_s([cup, assembly, other], slots=2) == pytest.approx(20.0)
+    assert max(cost.busy_s([cup, assembly, other], slots=2)) == pytest.approx(20.0)
     assert [item.rate for item in cost.cost(made.fleets, "cuda", known)] == [None] * 3
     other_agent = expand.load(write(TEXT), ["resources.fleet=1", "agent.batch_size=8"])
     assert cost.cost(plan.make(other_agent, tmp_path).fleets, "cpu", known)[0].rate is None
