@@ -9,11 +9,25 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class Init(BaseModel):
+    """The checkpoint that a run's parameters start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    """Of the file; empty in the plan of a sweep whose checkpoint is not here."""
+    embedding: int | Literal["mean"] | None = None
+    """What the new task's embedding starts from: a row of the table of a multi-task checkpoint, or the mean of all its
+    rows. None: a checkpoint of one task, which has none."""
+    path: str
+    """Where the file was; no part of the identity."""
+
+
 class RunSpec(BaseModel):
     """One run: an agent with all its hyperparameters, on one task, from one kind of observation, with one seed.
 
     The identity (`hash`) covers exactly what decides the result: agent, hyperparameters, task, observation kind, seed,
-    action repeat and the number of environments. The budget and the evaluation schedule are not part of it: a longer
+    action repeat, the number of environments and the checkpoint that it starts from, if any. The budget and the evaluation schedule are not part of it: a longer
     run is the same run, further on.
     """
 
@@ -34,11 +48,13 @@ class RunSpec(BaseModel):
     budget_env_steps: int = Field(ge=1)
     eval_every_env_steps: int = Field(ge=1)
     eval_episodes: int = Field(default=10, ge=1)
+    init: Init | None = None
+    """The checkpoint that is finetuned; None: parameters are drawn by the seed."""
 
     @property
     def hash(self) -> str:
         """Ten hexadecimal digits of SHA-256 over what decides the result."""
-        decisive = {
+        decisive: dict[str, Any] = {
             "agent": self.agent,
             "hyperparameters": self.hyperparameters,
             "task": self.task,
@@ -47,6 +63,8 @@ class RunSpec(BaseModel):
             "num_envs": self.num_envs,
             "action_repeat": self.action_repeat,
         }
+        if self.init is not None:  # left out where there is none, so that older runs keep their hash
+            decisive["init"] = self.init.model_dump(exclude={"path"})
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
 
     @property

@@ -16,7 +16,7 @@ from bench.errors import UserError
 from bench.lock import RunLock
 from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, RunDir, find_runs
-from bench.runspec import RunSpec
+from bench.runspec import Init, RunSpec
 
 
 def spec(**changes: object) -> RunSpec:
@@ -56,11 +56,25 @@ def test_identity_is_what_decides_the_result() -> None:
         {"seed": 2},
         {"num_envs": 2},
         {"action_repeat": 1},
+        {"init": Init(sha256="a", path="x")},
     ):
         assert spec(**changed).hash != base, changed
     for same in ({"budget_env_steps": 2000}, {"eval_every_env_steps": 100}, {"variant": "x"}, {"domain_version": "w"}):
         assert spec(**same).hash == base, same
     assert spec(hyperparameters={"batch_size": 8, "lr": 1e-4}).hash == base, "order of keys"
+
+
+def test_runs_of_before_keep_their_hash() -> None:
+    """Golden: a changed hash would make finished runs new ones."""
+    assert spec().hash == "2a5b1a6683"
+
+
+def test_the_checkpoint_that_a_run_starts_from_is_part_of_it_but_not_its_place() -> None:
+    begun = {sha: spec(init=Init(sha256=sha, path="here")).hash for sha in ("a", "b")}
+    assert begun["a"] != begun["b"]
+    assert spec(init=Init(sha256="a", path="there")).hash == begun["a"]
+    rows = {spec(init=Init(sha256="a", embedding=row, path="")).hash for row in (None, "mean", 0, 1)}
+    assert len(rows) == 4
 
 
 def test_states_follow_from_the_files(tmp_path: Path) -> None:
