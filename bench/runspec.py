@@ -27,8 +27,8 @@ class RunSpec(BaseModel):
     """One run: an agent with all its hyperparameters, on one task, from one kind of observation, with one seed.
 
     The identity (`hash`) covers exactly what decides the result: agent, hyperparameters, task, observation kind, seed,
-    action repeat, the number of environments and the checkpoint that it starts from, if any. The budget and the evaluation schedule are not part of it: a longer
-    run is the same run, further on.
+    action repeat, the number of environments and the checkpoint that it starts from, if any. The budget and the
+    evaluation schedule are not part of it: a longer run is the same run, further on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
