@@ -12,16 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.protocol import Agent, AgentSpec, Batch, Observing
+from agents.protocol import Agent, Batch, Observing
 from agents.registry import AgentEntry
-from bench.envs import agents_pixels
+from bench import agent_spec
 from bench.replay import Replay
+from bench.tasks import Task
 
 CPU = torch.device("cpu")
 FLEET = 3
 BATCHES = 6
-OBS_SIZE, ACTION_SIZE = 5, 2
-EPISODE_AGENT_STEPS, EPISODES = 30, 3
+EPISODES = 3
+WORLD = Task(
+    name="made-up",
+    domain="made-up",
+    simulator_id="made:up",
+    obs_size=5,
+    action_size=2,
+    action_repeat=1,
+    episode_agent_steps=30,
+    budget_env_steps=100_000,
+    metric="return",
+)
+"""The made-up world, as a row of the task table; no environment of it is ever made."""
 
 
 class Failed(Exception):
@@ -41,18 +53,10 @@ class Probe:
         self.entry = entry
         self.hyperparameters = entry.hyperparameters_model()(**hyperparameters)
         self.runs = FLEET if entry.max_fleet is None else min(FLEET, entry.max_fleet)
-        pixels = agents_pixels(hyperparameters)
-        self.spec = AgentSpec(
-            obs_shape=(OBS_SIZE,) if obs_kind == "state" else pixels.obs_shape,
-            obs_kind=obs_kind,  # type: ignore[arg-type]  # checked against the agent's kinds
-            action_size=ACTION_SIZE,
-            episode_agent_steps=EPISODE_AGENT_STEPS,
-            budget_agent_steps=100_000,
-            frame_stack=1 if obs_kind == "state" else pixels.stack,
-        )
+        self.spec = agent_spec.of_task(WORLD, obs_kind, hyperparameters)  # type: ignore[arg-type]  # one of its kinds
         # An episode has to hold a slice.
         length = self.agent([0]).replay.length
-        if length > EPISODE_AGENT_STEPS:
+        if length > self.spec.episode_agent_steps:
             self.spec = replace(self.spec, episode_agent_steps=length)
 
     # Agents
@@ -136,7 +140,7 @@ class Probe:
                 steps.append(
                     (
                         torch.from_numpy(obs),
-                        torch.from_numpy(rng.uniform(-1, 1, (*shape, ACTION_SIZE)).astype(np.float32)),
+                        torch.from_numpy(rng.uniform(-1, 1, (*shape, self.spec.action_size)).astype(np.float32)),
                         torch.from_numpy(rng.standard_normal(shape).astype(np.float32)),
                         torch.full(shape, last and episode == 0),
                         torch.full(shape, last and episode > 0),

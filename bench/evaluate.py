@@ -16,14 +16,14 @@ from agents.protocol import AgentSpec
 from agents.registry import get as get_agent
 from agents.registry import resolve_hyperparameters
 from agents.tdmpc2.checkpoints import AuthorsFile, load_tensors
-from bench import checkpoint
+from bench import agent_spec, checkpoint
 from bench.errors import UserError, unknown
 from bench.evaluation import Evaluator
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import Task, expand, task_set
 from bench.tasks import get as get_task
-from bench.training import VIDEO_FPS, agent_spec
+from bench.training import VIDEO_FPS
 from bench.video import write_mp4
 
 TASK_SETS = {30: "mt30", 80: "mt80"}
@@ -114,7 +114,7 @@ def _open_run(path: Path, overrides: Mapping[str, Any], seed: int, device: torch
         raise UserError(f"{path} has no intact checkpoint yet: train it first, or let it go on")
     hyperparameters = resolve_hyperparameters(spec.agent, spec.hyperparameters | dict(overrides))
     entry = get_agent(spec.agent)
-    told = agent_spec(spec)
+    told = agent_spec.of_run(spec)
     agent = entry.load()(told, entry.hyperparameters_model()(**hyperparameters), [seed], device)
     try:
         agent.load_state_dict([state["agent"]])

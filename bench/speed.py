@@ -18,8 +18,8 @@ import torch
 from agents.protocol import Agent, AgentSpec
 from agents.registry import get as get_agent
 from agents.registry import resolve_hyperparameters
-from bench import atomic, provenance
-from bench.envs import ObsKind, agents_pixels, obs_spec
+from bench import agent_spec, atomic, provenance
+from bench.envs import ObsKind, agents_pixels
 from bench.envs.pool import EnvPool
 from bench.replay import Replay
 from bench.tasks import get as get_task
@@ -83,14 +83,7 @@ def measure(
     task, entry = get_task(task_name), get_agent(agent_name)
     hyperparameters = resolve_hyperparameters(agent_name, overrides, task, obs)
     pixels = agents_pixels(hyperparameters)
-    spec = AgentSpec(
-        obs_shape=obs_spec(task, obs, pixels)[0],
-        obs_kind=obs,
-        action_size=task.action_size,
-        episode_agent_steps=task.episode_agent_steps,
-        budget_agent_steps=task.budget_agent_steps,
-        frame_stack=pixels.stack if obs == "rgb" else 1,
-    )
+    spec = agent_spec.of_task(task, obs, hyperparameters)
     seeds = list(range(runs))
     agent: Agent = entry.load()(spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
     replay = Replay.of_agent(agent.replay, spec, seeds, device)

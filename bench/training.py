@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.protocol import Agent, AgentSpec, Observing
+from agents.protocol import Agent, Observing
 from agents.registry import get as get_agent
-from bench import checkpoint, contract
+from bench import agent_spec, checkpoint, contract
 from bench.collector import Collector
-from bench.envs import agents_pixels, obs_spec
 from bench.errors import UserError
 from bench.evaluation import Evaluator
 from bench.failures import NaNError, RunsFailed
@@ -29,11 +28,9 @@ from bench.progress import Monitor
 from bench.replay import Replay
 from bench.replay_log import ReplayLog
 from bench.rundir import RunDir
-from bench.runspec import RunSpec
 from bench.schema import TRAIN_CSV_FIRST
 from bench.seeding import derive_seed
 from bench.sinks import Sink
-from bench.tasks import get as get_task
 from bench.video import write_mp4
 
 VIDEO_FPS = 30
@@ -55,22 +52,6 @@ class TrainOptions:
     sinks: tuple[str, ...] = ()
     pack: int = 1
     """Workers that share this one's device, itself included: noted with the speed that it had."""
-
-
-def agent_spec(spec: RunSpec) -> AgentSpec:
-    """What the run's agent needs to know, from the task table."""
-    task = get_task(spec.task)
-    pixels = agents_pixels(spec.hyperparameters)
-    return AgentSpec(
-        obs_shape=obs_spec(task, spec.obs, pixels)[0],
-        obs_kind=spec.obs,
-        action_size=task.action_size,
-        # An episode lasts as many simulator steps whatever the action repeat.
-        episode_agent_steps=task.episode_agent_steps * task.action_repeat // spec.action_repeat,
-        budget_agent_steps=spec.budget_agent_steps,
-        num_envs=spec.num_envs,
-        frame_stack=pixels.stack if spec.obs == "rgb" else 1,
-    )
 
 
 @dataclass
@@ -108,7 +89,7 @@ class Fleet:
         self.device = torch.device(options.device)
         seeds = [spec.seed for spec in self.specs]
         entry, first = get_agent(self.specs[0].agent), self.specs[0]
-        spec = agent_spec(first)
+        spec = agent_spec.of_run(first)
         self.spec = spec
         agent_class = entry.load()
         contract.check_class(agent_class)
