@@ -2,6 +2,7 @@
 
     results/<sweep>/<agent>/<task>/seed<k>-<hash>/
       run.json       specification, hash, one entry of provenance for each attempt
+      dirty-….diff   uncommitted changes of the code, one file for however many attempts ran with them
       eval.csv       a row for each evaluation episode
       train.csv      what training said, at intervals
       checkpoints/   the last two
@@ -211,11 +212,29 @@ class RunDir:
     def begin_attempt(self, provenance: Mapping[str, Any]) -> int:
         """Record an attempt with its provenance; clears an earlier failure. Returns its number, from 1."""
         info = self.info()
-        info["attempts"].append({"started": now(), "from_agent_steps": self.newest_checkpoint(), **provenance})
+        attempt = {"started": now(), "from_agent_steps": self.newest_checkpoint(), **self._keep_diff(provenance)}
+        info["attempts"].append(attempt)
         atomic.write_json(self.run_json, info, self.guard)
         self.guard()
         (self.path / "failed.json").unlink(missing_ok=True)
         return len(info["attempts"])
+
+    def _keep_diff(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Provenance with the name of a file in place of its diff: the file is written once for many attempts.
+
+        A disk too full for it does not keep the run from starting.
+        """
+        facts = dict(provenance)
+        diff = facts.pop("diff", None)
+        if diff is None:
+            return facts
+        path = self.path / f"dirty-{facts['diff_sha256'][:12]}.diff"
+        try:
+            if not path.exists():
+                atomic.write_text(path, diff, self.guard)
+        except OSError as error:
+            return facts | {"diff_file": None, "diff_error": error.strerror}
+        return facts | {"diff_file": path.name}
 
     def end_attempt(self, outcome: str) -> None:
         """Say how the last attempt ended: done, failed or interrupted; one that is killed says nothing."""

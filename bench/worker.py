@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -54,7 +54,8 @@ def train_runs(
     taken: list[RunLock] = []
     try:
         for lock in locks:
-            lock.acquire()
+            with _writing(lock.run):
+                lock.acquire()
             taken.append(lock)
         asked = AskedToLetGo(taken)
         unfinished = [run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"]
@@ -63,7 +64,8 @@ def train_runs(
             run.check_version(get_task(run.spec.task).domain_version)
         facts = provenance.collect(options.device)
         for run in unfinished:
-            run.begin_attempt({**facts, "fleet": len(unfinished), "pack": options.pack})
+            with _writing(run):
+                run.begin_attempt({**facts, "fleet": len(unfinished), "pack": options.pack})
         pending = lockstep_groups(unfinished)
         failed = False
         while pending:
@@ -81,9 +83,18 @@ def train_runs(
         return EXIT_LOST
     finally:
         for lock in taken:
-            with contextlib.suppress(LockLost):
+            with contextlib.suppress(LockLost, OSError):  # on a full disk the run shows as stale
                 lock.run.end_beat()
             lock.release()
+
+
+@contextlib.contextmanager
+def _writing(run: RunDir) -> Iterator[None]:
+    """What cannot be written at the start of an attempt is one line for the user: nothing has been trained yet."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {run.path}: {error.strerror}; mend that and run again") from error
 
 
 class Outcome:

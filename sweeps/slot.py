@@ -30,6 +30,9 @@ POLL_S = 0.1
 STDERR_TAIL_LINES = 20
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""What asks a slot or a worker to checkpoint and stop; a worker listens only once it has started."""
+
 MOST_DEATHS = 3
 """A run whose attempts end without a word so often, all from the same checkpoint, has failed."""
 
@@ -73,7 +76,7 @@ class Slot:
 
     def listen(self) -> None:
         """Let signals set the flag, and do nothing else."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
 
     def work(self) -> None:
@@ -154,7 +157,10 @@ class Slot:
             exit_code = ended.exit_code
             if exit_code == EXIT_LOST:
                 break  # its runs are in other hands: nothing is to be written to them
-            asked = self.stopping or exit_code == EXIT_INTERRUPTED or self.record.released() != released
+            # Slurm signals every process of a job: a worker that was just starting dies of it, perhaps before this one
+            # has noticed its own.
+            stopped = exit_code == EXIT_INTERRUPTED or -exit_code in STOP_SIGNALS
+            asked = self.stopping or stopped or self.record.released() != released
             self._settle(fleet, runs, ended, asked)
             if self.record.released() == released:
                 break

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,36 @@ def test_a_silent_or_dead_owner_is_stale(tmp_path: Path) -> None:
     elsewhere = beat["process"] | {"pid": dead.pid, "host": "elsewhere"}
     atomic.write_json(run.path / "heartbeat", beat | {"process": elsewhere})
     assert run.progress().state == "running", "a process of another machine cannot be seen from here"
+
+
+def test_a_diff_is_kept_once_however_many_attempts_ran_with_it(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    for digest in ("a" * 64, "a" * 64, "b" * 64):
+        run.begin_attempt({"commit": "c", "diff": f"-x\n+{digest}\n", "diff_sha256": digest})
+    run.begin_attempt({"commit": "c", "diff": None, "diff_sha256": None})
+    named = [attempt.get("diff_file") for attempt in run.info()["attempts"]]
+    assert named == ["dirty-aaaaaaaaaaaa.diff"] * 2 + ["dirty-bbbbbbbbbbbb.diff", None]
+    assert all("diff" not in attempt for attempt in run.info()["attempts"])
+    assert {path.name: path.read_text() for path in run.path.glob("dirty-*")} == {
+        "dirty-aaaaaaaaaaaa.diff": f"-x\n+{'a' * 64}\n",
+        "dirty-bbbbbbbbbbbb.diff": f"-x\n+{'b' * 64}\n",
+    }
+
+
+def test_a_disk_too_full_for_the_diff_starts_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir.create(tmp_path, spec())
+    write = atomic.write_text
+
+    def full(path: Path, text: str, check: Callable[[], None]) -> None:
+        if path.suffix == ".diff":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text, check)
+
+    monkeypatch.setattr(atomic, "write_text", full)
+    run.begin_attempt({"commit": "c", "diff": "-x\n+y\n", "diff_sha256": "a" * 64})
+    (attempt,) = json.loads(run.run_json.read_text())["attempts"]
+    assert (attempt["diff_file"], attempt["diff_error"]) == (None, "No space left on device")
+    assert attempt["diff_sha256"] == "a" * 64
 
 
 def test_rewind_drops_torn_and_later_rows(tmp_path: Path) -> None:

@@ -284,13 +284,19 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """On a file system of its own, with room for the start of a run only; then the room is made."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
     try:
         (whole,) = train(tmp_path / "whole", [spec("sac")])
         run = RunDir.create(disk, spec("sac"))
         filler = disk / "filler"
+        free = shutil.disk_usage(disk).free
+        filler.write_bytes(b"x" * free)
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device; mend that and run again"):
+            train_runs([run], options(), None, never)
+        filler.unlink()
+        assert train_runs([run], options(), None, lambda: True) == EXIT_INTERRUPTED  # it begins, and notes the code
         free = shutil.disk_usage(disk).free
         filler.write_bytes(b"x" * (free - 24_000))
         assert train_runs([run], options(checkpoint_every_s=0.2), None, never) == EXIT_FAILED

@@ -2,8 +2,9 @@
 
 Usage: fake_worker.py BEHAVIOURS.json RUN_DIR [RUN_DIR ...] --device …
 
-BEHAVIOURS.json maps `agent/task/seed<k>` to one of: done (the default), fail, die (SIGSEGV), silent (exit 0 without a
-word), exit7, sleep (until it is told to stop), stubborn (ignores SIGTERM).
+BEHAVIOURS.json maps `agent/task/seed<k>` to one of: done (the default), fail, die (SIGSEGV), deaf (SIGUSR2, to which it
+does not listen yet), silent (exit 0 without a word), exit7, sleep (until it is told to stop), stubborn (ignores
+SIGTERM).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def train(run: RunDir, behaviour: str, stopped: list[int]) -> str:
         sys.stderr.write("about to crash\n")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour == "deaf":
+        os.kill(os.getpid(), signal.SIGUSR2)
     if behaviour == "silent":
         sys.exit(0)
     if behaviour == "exit7":

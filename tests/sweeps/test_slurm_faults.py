@@ -44,7 +44,7 @@ def test_at_its_time_limit_a_job_checkpoints_and_queues_again(
     write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     sweep = load(write, REAL)
-    launched = start(sweep, results, executor(tmp_path, time_h=1 / 60, signal_s=25))
+    launched = start(sweep, results, executor(tmp_path, time_h=2 / 60, signal_s=25))
     (run,) = run_dirs(sweep, results)
     wait_for(lambda: went_on(run), 240.0, lambda: (attempts(run), slurm_state.states(launched)))
     first = attempts(run)[0]

@@ -91,6 +91,20 @@ def test_every_kind_of_failure_is_named_and_the_slot_goes_on(write: Write, resul
     assert failure["exit_code"] == -signal.SIGSEGV
 
 
+def test_a_worker_stopped_before_it_listens_leaves_its_run_to_a_later_launch(
+    write: Write, results: Path, behave: Behave
+) -> None:
+    sweep = expand.load(write(TEXT), ["seeds=1"])
+    behave(seed1="deaf")
+    launch.launch(sweep, results, LocalExecutor())
+    wait_idle(results / "x")
+    assert states(sweep, results) == ["pending"]
+    behave()
+    launch.launch(sweep, results, LocalExecutor())
+    wait_idle(results / "x")
+    assert states(sweep, results) == ["done"]
+
+
 def test_second_launch_leaves_alone_what_the_first_has(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["seeds=3", "resources.slots=1"])
     behave(seed1="sleep")
