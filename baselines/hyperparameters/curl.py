@@ -41,6 +41,8 @@ class CURL(SAC):
     """Height and width of the pictures before they are cropped, in pixels."""
     crop_size: int = Field(default=84, ge=1)
     """Height and width of what the networks see, in pixels."""
+    shadows: bool = True
+    """Whether the pictures show shadows and reflections, most of the cost of drawing them without a GPU."""
 
     @model_validator(mode="after")
     def _crop_within_image(self) -> CURL:

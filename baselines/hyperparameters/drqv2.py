@@ -57,6 +57,8 @@ class DrQv2(BaseModel):
     """Height and width of the pictures, in pixels."""
     frame_stack: int = Field(default=3, ge=1)
     """Last pictures that make up an observation."""
+    shadows: bool = True
+    """Whether the pictures show shadows and reflections, most of the cost of drawing them without a GPU."""
     shift_pad: int = Field(default=4, ge=0)
     """Largest random shift of a picture along each axis, in pixels."""
     num_channels: int = Field(default=32, ge=1)

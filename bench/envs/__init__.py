@@ -37,6 +37,8 @@ class Pixels:
     """Height and width in pixels."""
     stack: int = 3
     """The last pictures that make up one observation."""
+    shadows: bool = True
+    """Whether they show shadows and reflections: three quarters of the cost of drawing one without a GPU."""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.stack < 1:
@@ -52,7 +54,7 @@ PAPER_PIXELS = Pixels()
 
 
 def agents_pixels(hyperparameters: Mapping[str, Any]) -> Pixels:
-    """The pictures that an agent wants: its hyperparameters `image_size` and `frame_stack`, else the paper's.
+    """The pictures that an agent wants: its hyperparameters `image_size`, `frame_stack`, `shadows`; else the paper's.
 
     Raises:
         UserError: no pictures can be so.
@@ -60,6 +62,7 @@ def agents_pixels(hyperparameters: Mapping[str, Any]) -> Pixels:
     return Pixels(
         size=int(hyperparameters.get("image_size", PAPER_PIXELS.size)),
         stack=int(hyperparameters.get("frame_stack", PAPER_PIXELS.stack)),
+        shadows=bool(hyperparameters.get("shadows", PAPER_PIXELS.shadows)),
     )
 
 

@@ -53,6 +53,8 @@ class TaskEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium declares it so)
+    shadows = True
+    """Whether pictures show shadows and reflections. Domains that agents see pictures of can leave them out."""
 
     def __init__(self, task: Task, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None) -> None:
         self.task = task

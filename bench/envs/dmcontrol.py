@@ -15,6 +15,8 @@ from bench.tasks import Task
 
 _QUADRUPED_CAMERA = 2
 """Follows the body; its camera 0 looks from afar. Every other body is seen well by camera 0."""
+_NO_SHADOWS = {"shadow": False, "reflection": False}
+"""MuJoCo's rendering flags, by dm_control's names."""
 
 
 def make(task: Task, obs: str, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None) -> DMControl:
@@ -89,7 +91,10 @@ class DMControl(TaskEnv):
         return flatten(step.observation), float(step.reward), bool(step.last()), 0.0
 
     def _draw(self, height: int, width: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self.simulation.physics.render(height, width, camera_id=self._camera)
+        flags = {} if self.shadows else _NO_SHADOWS
+        image: NDArray[np.uint8] = self.simulation.physics.render(
+            height, width, camera_id=self._camera, render_flag_overrides=flags
+        )
         return image
 
     def close(self) -> None:

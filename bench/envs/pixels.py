@@ -29,6 +29,7 @@ class PixelEnv(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
 
     def __init__(self, env: TaskEnv, pixels: Pixels) -> None:
         self.env = env
+        env.shadows = pixels.shadows
         self.pixels = pixels
         self.render_mode = env.render_mode
         self.observation_space = spaces.Box(0, 255, pixels.obs_shape, np.uint8)

@@ -62,6 +62,23 @@ def test_other_sizes_and_stacks() -> None:
         assert (first.obs[0] != first.obs[1]).any()
 
 
+@needs_rendering
+@pytest.mark.whole
+def test_shadows_can_be_left_out() -> None:
+    """The same episode in other pictures: those of the cartpole are then darker nowhere."""
+    wanted = envs.agents_pixels({"image_size": 36, "shadows": False})
+    assert (wanted, envs.agents_pixels({"image_size": 36})) == (Pixels(36, 3, shadows=False), Pixels(36, 3))
+    with (
+        EnvPool(["cartpole-balance"], obs="rgb", workers=1, pixels=wanted) as plain,
+        EnvPool(["cartpole-balance"], obs="rgb", workers=1, pixels=Pixels(36, 3)) as usual,
+    ):
+        pictures = [pool.reset([0], seeds=[1])[0].astype(int) for pool in (plain, usual)]
+        assert (pictures[0] != pictures[1]).mean() > 0.01
+        assert pictures[0].std() > 5
+        action = np.ones((1, 1))
+        assert plain.step(action).reward == usual.step(action).reward
+
+
 def frames(names: Sequence[str], workers: int) -> list[np.ndarray]:
     """Two observations of each task, from a pool of its own kind of bodies."""
     found = []
