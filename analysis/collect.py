@@ -77,15 +77,17 @@ class _Collector:
     def _configurations(self) -> tuple[Configuration, ...]:
         """Each with the number of its runs and the tasks they are on."""
         of_runs: dict[str, list[str]] = {}
+        runs: dict[str, int] = {}
         for read in self.reads:
-            of_runs.setdefault(read.configuration, []).append(read.shared["task"])
+            of_runs.setdefault(read.configuration, []).extend(task for task, *_ in read.tasks)
+            runs[read.configuration] = runs.get(read.configuration, 0) + 1
         return tuple(
-            Configuration(**json.loads(key), runs=len(of_runs[key]), tasks=tuple(sorted(set(of_runs[key]))))
+            Configuration(**json.loads(key), runs=runs[key], tasks=tuple(sorted(set(of_runs[key]))))
             for key in sorted(of_runs)
         )
 
     def evals(self) -> pd.DataFrame:
-        """All evaluations, by run id and env steps."""
+        """All evaluations, by run id and env steps, or updates and then tasks."""
         used = [self.with_evals[run_id] for run_id in sorted(self.with_evals)]
         if not used:
             return frame([], EVALS)
@@ -94,17 +96,27 @@ class _Collector:
         shared["source"] = [read.path for read in used]
         columns = {name: np.repeat(np.array(values, dtype=object), counts) for name, values in shared.items()}
         columns |= {name: np.concatenate([read.evals[name] for read in used]) for name in MEASURED}
+        offline = columns["updates"] >= 0
+        columns["updates"] = pd.array(np.where(offline, columns["updates"], 0), dtype="Int64")
+        columns["updates"][~offline] = pd.NA
+        # Where each run's tasks begin in the list of all of them.
+        begin = np.cumsum([0, *(len(read.tasks) for read in used)])[:-1]
+        place = np.repeat(begin, counts) + columns.pop("of_task")
+        tasks_of = np.array([row for read in used for row in read.tasks], dtype=object)
+        columns |= {name: tasks_of[place, at] for at, name in enumerate(("task", "domain", "domain_version"))}
         columns["score"] = np.array([score for read in used for score in self.scores(read)], dtype="float64")
         return pd.DataFrame(columns, columns=list(EVALS)).astype(EVALS)
 
     def scores(self, read: RunRead) -> list[float]:
         """(evaluations,), 0-100; NaN where the task is unknown here."""
-        returns, success = read.evals["return"].tolist(), read.evals["success"].tolist()
-        try:
-            score = tasks.get(read.shared["task"]).score
-        except UserError as error:
-            self.problems.append(
-                Problem(read.path, f"no score, only return and success: {' '.join(str(error).split())}")
-            )
-            return [float("nan")] * len(returns)
-        return [score(*pair) for pair in zip(returns, success, strict=True)]
+        score: list[Callable[[float, float], float]] = []
+        for name, *_ in read.tasks:
+            try:
+                score.append(tasks.get(name).score)
+            except UserError as error:
+                score.append(lambda return_, success: float("nan"))
+                self.problems.append(
+                    Problem(read.path, f"no score, only return and success: {' '.join(str(error).split())}")
+                )
+        rows = zip(*(read.evals[name].tolist() for name in ("of_task", "return", "success")), strict=True)
+        return [score[of_task](*pair) for of_task, *pair in rows]

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from analysis import reading, tables
 from analysis.reading import MEASURED, RunRead
 from analysis.tables import Failure
-from bench import atomic, errors, processes, rundir, runspec, schema
+from bench import atomic, errors, processes, rundir, runspec, schema, task_sets, tasks
 from bench.errors import UserError
 from bench.rundir import RunDir
 
@@ -33,7 +33,7 @@ FILES = ("run.json", "eval.csv", "heartbeat", "done.json", "failed.json")
 RECENT_S = 2.0
 """A file that changed less than this ago may change again without a new time (clocks of file systems are coarse)."""
 
-_CODE = (reading, tables, atomic, errors, processes, rundir, runspec, schema)
+_CODE = (reading, tables, atomic, errors, processes, rundir, runspec, schema, task_sets, tasks)
 """Modules that decide what reading a run directory gives."""
 
 Signature = list[list[int] | None]

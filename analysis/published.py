@@ -230,7 +230,7 @@ class _Builder:
     def imported(self) -> Imported:
         if not self.evals:
             raise UserError(f"{self.name}: no row of any file can be used")
-        evals = pd.concat(self.evals, ignore_index=True)[list(EVALS)].astype(EVALS)
+        evals = pd.concat(self.evals, ignore_index=True).assign(updates=pd.NA)[list(EVALS)].astype(EVALS)
         evals = evals.sort_values(["run_id", "env_steps"], kind="stable", ignore_index=True)
         runs = frame(self.runs, RUNS).sort_values("path", kind="stable", ignore_index=True)
         counted = Counter(one.kind for one in self.irregularities)

@@ -90,4 +90,4 @@ def finals_as_evals(finals: pd.DataFrame) -> pd.DataFrame:
         **{"return": np.where(is_return, score * 10, np.nan), "success": np.where(is_return, np.nan, score / 100)},
         source=finals["repository"] + "@" + finals["commit"],
     )
-    return table[list(EVALS)].astype(EVALS)
+    return table.assign(updates=pd.NA)[list(EVALS)].astype(EVALS)

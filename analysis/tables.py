@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from bench import atomic
 from bench.errors import UserError
-from bench.schema import EVALS, RUNS, SCHEMA_VERSION
+from bench.schema import ADDED_IN_2, EVALS, READABLE_VERSIONS, RUNS, SCHEMA_VERSION
 
 VERSION_KEY = b"tdmpc2_bench.schema_version"
 SIDECAR = "tables.json"
@@ -203,23 +203,27 @@ def _read_table(folder: Path, name: str, version_known: bool) -> pd.DataFrame:
 
 
 def check_version(version: object, where: Path) -> None:
-    """Refuse a table of another version.
+    """Refuse a table of a version that cannot be read.
 
     Raises:
-        UserError: `version` is not `bench.schema.SCHEMA_VERSION`.
+        UserError: `version` is none of `bench.schema.READABLE_VERSIONS`.
     """
-    if str(version) != str(SCHEMA_VERSION):
+    known = tuple(map(str, READABLE_VERSIONS))
+    if str(version) not in known:
         raise UserError(
-            f"{where} has schema version {version}, this code reads {SCHEMA_VERSION}: collect the run directories again"
+            f"{where} has schema version {version}, this code reads {' and '.join(known)}: collect the run "
+            "directories again"
         )
 
 
 def checked(table: pd.DataFrame, schema: Mapping[str, str], where: Path) -> pd.DataFrame:
-    """`table` with the columns of `schema` in their order and types.
+    """`table` with the columns of `schema` in their order and types; those of version 2 may be missing.
 
     Raises:
         UserError: a column is missing or unknown, or holds a value of another type.
     """
+    added = [column for column in ADDED_IN_2 if column in schema and column not in table.columns]
+    table = table.assign(**dict.fromkeys(added, pd.NA))
     missing = [column for column in schema if column not in table.columns]
     extra = [column for column in table.columns if column not in schema]
     if missing or extra:

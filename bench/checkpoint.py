@@ -1,4 +1,7 @@
-"""Checkpoints of one run: written aside and renamed, the last two kept, a damaged one passed over."""
+"""Checkpoints of one run: written aside and renamed, the last two kept, a damaged one passed over.
+
+Each is named by where the run's clock stood: agent steps, or updates of a run that learns offline.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +21,44 @@ FORMAT_VERSION = 1
 KEEP = 2
 
 
-def _path(run: RunDir, agent_steps: int) -> Path:
-    return run.checkpoints / f"{agent_steps:010d}.pt"
+def _path(run: RunDir, at: int) -> Path:
+    return run.checkpoints / f"{at:010d}.pt"
 
 
-def saved_agent_steps(run: RunDir) -> list[int]:
-    """The agent steps at which checkpoints lie in the run directory, ascending. Unfinished files do not count."""
+def saved(run: RunDir) -> list[int]:
+    """Where on the run's clock checkpoints lie in its directory, ascending. Unfinished files do not count."""
     if not run.checkpoints.is_dir():
         return []
     return sorted(int(path.stem) for path in run.checkpoints.glob("[0-9]*.pt"))
 
 
-def save(run: RunDir, agent_steps: int, state: dict[str, Any]) -> None:
+def save(run: RunDir, at: int, state: dict[str, Any]) -> None:
     """Write one checkpoint, then drop all but the last two.
+
+    Args:
+        run: its directory.
+        at: where its clock stands.
+        state: what it needs to go on.
 
     Raises:
         OSError: the disk is full; the checkpoints from before are untouched.
     """
     run.checkpoints.mkdir(exist_ok=True)
     buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, "agent_steps": agent_steps, **state}, buffer)
-    atomic.write_bytes(_path(run, agent_steps), buffer.getvalue(), run.guard)
+    torch.save({"format_version": FORMAT_VERSION, "at": at, **state}, buffer)
+    atomic.write_bytes(_path(run, at), buffer.getvalue(), run.guard)
     run.guard()
-    for old in saved_agent_steps(run)[:-KEEP]:
+    for old in saved(run)[:-KEEP]:
         _path(run, old).unlink()
 
 
-def load(run: RunDir, agent_steps: int) -> dict[str, Any] | None:
-    """The checkpoint at `agent_steps`; None, with a warning, where the file is damaged.
+def load(run: RunDir, at: int) -> dict[str, Any] | None:
+    """The checkpoint at `at`; None, with a warning, where the file is damaged.
 
     Raises:
         UserError: written by another version of the format.
     """
-    path = _path(run, agent_steps)
+    path = _path(run, at)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -66,22 +74,22 @@ def load(run: RunDir, agent_steps: int) -> dict[str, Any] | None:
 
 
 def load_common(runs: list[RunDir]) -> tuple[int, list[dict[str, Any]]] | None:
-    """The newest checkpoint that every run of a fleet has intact, as (agent_steps, a state for each run).
+    """The newest checkpoint that every run of a fleet has intact, as (where, a state for each run).
 
     None where there is no such checkpoint, so that the fleet starts from the beginning.
     """
-    common = set.intersection(*(set(saved_agent_steps(run)) for run in runs))
-    for agent_steps in sorted(common, reverse=True):
-        states = [load(run, agent_steps) for run in runs]
+    common = set.intersection(*(set(saved(run)) for run in runs))
+    for at in sorted(common, reverse=True):
+        states = [load(run, at) for run in runs]
         intact = [state for state in states if state is not None]
         if len(intact) == len(runs):
-            return agent_steps, intact
+            return at, intact
     return None
 
 
-def discard_after(run: RunDir, agent_steps: int) -> None:
-    """Remove checkpoints later than `agent_steps`: a fleet that goes on from there will write them anew."""
+def discard_after(run: RunDir, at: int) -> None:
+    """Remove checkpoints later than `at`: a fleet that goes on from there will write them anew."""
     run.guard()
-    for later in saved_agent_steps(run):
-        if later > agent_steps:
+    for later in saved(run):
+        if later > at:
             _path(run, later).unlink()

@@ -126,7 +126,7 @@ def train_command(
     from bench.failures import EXIT_INTERRUPTED
     from bench.worker import main
 
-    if run.progress(spec.budget_env_steps).state == "done":
+    if run.progress(spec.budget).state == "done":
         typer.echo(f"done already: {run.path}")
         return
     typer.echo(f"run {run.path}")

@@ -105,7 +105,7 @@ def open_source(
 def _open_run(path: Path, overrides: Mapping[str, Any], seed: int, device: torch.device) -> Source:
     run = RunDir(path if path.is_dir() else path.parent.parent)
     spec = run.spec
-    saved = checkpoint.saved_agent_steps(run)
+    saved = checkpoint.saved(run)
     if path.is_file():
         saved = [int(path.stem)] if path.stem.isdigit() else []
     loaded = ((agent_steps, checkpoint.load(run, agent_steps)) for agent_steps in reversed(saved))

@@ -45,7 +45,7 @@ class Monitor:
 
     @property
     def rate(self) -> float | None:
-        """Agent steps per second of one run, over the last minute of beats.
+        """Agent steps per second of one run (offline: updates), over the last minute of beats.
 
         None where there is nothing to go by: at the start, and in a burst of updates after the seed phase.
         """
@@ -54,40 +54,41 @@ class Monitor:
         (since, before), (until, after) = self.history[0], self.history[-1]
         return (after - before) / (until - since)
 
-    def resumed(self, agent_steps: int) -> None:
-        """Training goes on from a checkpoint: the rate counts from here."""
+    def resumed(self, at: int) -> None:
+        """Training goes on from a checkpoint at `at` on the runs' clock: the rate counts from here."""
         self.history.clear()
-        self.note(f"resumed at {agent_steps * self.specs[0].action_repeat:,} env steps")
+        self.note(f"resumed at {at * self.specs[0].action_repeat:,} {self._axis}")
 
-    def tick(self, agent_steps: int, wall_s: Sequence[float]) -> None:
-        """Called at every step; beats and prints when it is time to."""
+    def tick(self, at: int, wall_s: Sequence[float]) -> None:
+        """Called at every step, with where the runs' clock stands; beats and prints when it is time to."""
         now = time.monotonic()
         if now - self.beaten_at >= BEAT_EVERY_S:
-            self.history.append((now, agent_steps))
+            self.history.append((now, at))
             while now - self.history[0][0] > RATE_OVER_S:
                 self.history.popleft()
             for run in range(len(self.runs)):
-                self._beat(run, agent_steps, self.rate, wall_s[run])
+                self._beat(run, at, self.rate, wall_s[run])
             self.beaten_at = now
         if self.console is not None and now - self.printed_at >= LINE_EVERY_S:
-            self._line(agent_steps)
+            self._line(at)
             self.printed_at = now
 
-    def _beat(self, run: int, agent_steps: int, rate: float | None, wall_s: float) -> None:
+    def _beat(self, run: int, at: int, rate: float | None, wall_s: float) -> None:
+        spec = self.specs[run]
+        progress = {spec.axis: at * spec.action_repeat, f"{spec.clock}_per_s": rate and round(rate, 3)}
         self.runs[run].beat(
-            env_steps=agent_steps * self.specs[run].action_repeat,
-            agent_steps_per_s=rate and round(rate, 3),
+            **progress,
             wall_s=round(wall_s, 3),
             fleet=len(self.runs),
             pack=self.pack,
             device=self.device.type,
-            **{"return": self.returns[run]},
+            **{self._measure: self.returns[run]},
             **self.resources(),
         )
 
-    def final_beat(self, run: int, agent_steps: int, wall_s: float) -> None:
+    def final_beat(self, run: int, at: int, wall_s: float) -> None:
         """The last word of a run that reached its budget."""
-        self._beat(run, agent_steps, agent_steps / wall_s if wall_s else None, wall_s)
+        self._beat(run, at, at / wall_s if wall_s else None, wall_s)
 
     def resources(self) -> dict[str, Any]:
         """Peak GPU memory of this process in GB; none on a CPU."""
@@ -101,7 +102,7 @@ class Monitor:
             self.returns[run] = value
 
     def eval_return(self, run: int, value: float) -> None:
-        """The return to show from now on."""
+        """The return to show from now on; offline, the normalised score."""
         self.evaluated[run], self.returns[run] = True, value
 
     def note(self, text: str) -> None:
@@ -115,12 +116,20 @@ class Monitor:
         seeds = ",".join(str(seed) for seed in dict.fromkeys(spec.seed for spec in self.specs))
         return f"{self.specs[0].agent} {task} seed {seeds}"
 
-    def _line(self, agent_steps: int) -> None:
-        repeat, budget = self.specs[0].action_repeat, self.specs[0].budget_env_steps
-        rate = self.rate
+    @property
+    def _axis(self) -> str:
+        return self.specs[0].axis.replace("_", " ")
+
+    @property
+    def _measure(self) -> str:
+        return "return" if self.specs[0].offline is None else "score"
+
+    def _line(self, at: int) -> None:
+        spec, rate = self.specs[0], self.rate
         shown = " ".join("–" if value is None else f"{value:.0f}" for value in self.returns)
         speed = f"{rate * len(self.runs):.1f}" if rate else "–"
-        left = duration((budget // repeat - agent_steps) / rate) if rate else "–"
+        left = duration((spec.clock_budget - at) / rate) if rate else "–"
+        reached, clock = at * spec.action_repeat, spec.clock.replace("_", " ")
         self.note(
-            f"{agent_steps * repeat:,}/{budget:,} env steps · return {shown} · {speed} agent steps/s · ETA {left}"
+            f"{reached:,}/{spec.budget:,} {self._axis} · {self._measure} {shown} · {speed} {clock}/s · ETA {left}"
         )

@@ -33,7 +33,7 @@ from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
 from bench.runspec import RunSpec
-from bench.schema import EVAL_CSV, SCHEMA_VERSION
+from bench.schema import EVAL_CSV, OFFLINE_EVAL_CSV, READABLE_VERSIONS, SCHEMA_VERSION
 
 STALE_AFTER_S = 300.0
 """A heartbeat older than this means that the run's process is gone (it beats every 10 s at most)."""
@@ -45,9 +45,12 @@ class Progress:
 
     state: str
     """pending, running, stale, failed or done."""
-    env_steps: int
-    agent_steps_per_s: float | None
+    reached: int
+    """Env steps, or updates of a run that learns offline: on the axis of its specification."""
+    speed: float | None
+    """On its clock: agent steps or updates a second."""
     last_return: float | None
+    """Of the last evaluation; offline, the normalised score over all tasks."""
     wall_s: float
     age_s: float | None
     """Seconds since the last heartbeat; None where there was none."""
@@ -114,14 +117,14 @@ class RunDir:
     # Reading
 
     def newest_checkpoint(self) -> int:
-        """Agent steps of the newest checkpoint that lies there; 0 where there is none."""
+        """Where on the run's clock the newest checkpoint lies; 0 where there is none."""
         return max((int(path.stem) for path in self.checkpoints.glob("[0-9]*.pt")), default=0)
 
     def silent_deaths(self) -> int:
         """How many attempts in a row, up to the last, began at the newest checkpoint and ended without a word."""
-        count, here = 0, self.newest_checkpoint()
+        count, here, began = 0, self.newest_checkpoint(), f"from_{self.spec.clock}"
         for attempt in reversed(self.info()["attempts"]):
-            if "outcome" in attempt or attempt.get("from_agent_steps") != here:
+            if "outcome" in attempt or attempt.get(began) != here:
                 break
             count += 1
         return count
@@ -148,9 +151,10 @@ class RunDir:
         value = self.read_json("run.json")
         if value is None:
             raise UserError(f"{self.path} is no run directory: it has no run.json")
-        if value.get("schema_version") != SCHEMA_VERSION:
+        if value.get("schema_version") not in READABLE_VERSIONS:
+            known = " and ".join(map(str, READABLE_VERSIONS))
             raise UserError(
-                f"{self.run_json} has schema version {value.get('schema_version')}, this code reads {SCHEMA_VERSION}: "
+                f"{self.run_json} has schema version {value.get('schema_version')}, this code reads {known}: "
                 "read it with the version of the suite that wrote it"
             )
         return value
@@ -163,17 +167,17 @@ class RunDir:
         except (KeyError, ValidationError) as error:
             raise UserError(f"{self.run_json} does not hold a run specification: {error}") from error
 
-    def progress(self, budget_env_steps: int | None = None) -> Progress:
+    def progress(self, budget: int | None = None) -> Progress:
         """State and progress, from the files alone.
 
         Args:
-            budget_env_steps: what counts as done; the specification's budget by default. A run that was done with a
-                smaller budget is pending again.
+            budget: what counts as done, in env steps or updates; what the run itself was done with by default. A run
+                that was done with a smaller budget is pending again.
         """
         beat = self.read_json("heartbeat")
         done = self.read_json("done.json")
         age_s = None if beat is None else max(0.0, time.time() - beat["time"])
-        if done is not None and done["env_steps"] >= (budget_env_steps or 0):
+        if done is not None and _reached(done) >= (budget or 0):
             state = "done"
         elif (self.path / "failed.json").exists():
             state = "failed"
@@ -184,9 +188,9 @@ class RunDir:
         beat = beat or {}
         return Progress(
             state=state,
-            env_steps=max(int(known.get("env_steps", 0)) for known in (done or {}, beat)),
-            agent_steps_per_s=beat.get("agent_steps_per_s"),
-            last_return=beat.get("return"),
+            reached=max(_reached(done or {}), _reached(beat)),
+            speed=beat.get("updates_per_s", beat.get("agent_steps_per_s")),
+            last_return=beat.get("score", beat.get("return")),
             wall_s=float(beat.get("wall_s", 0.0)),
             age_s=age_s,
             device=beat.get("device"),
@@ -212,8 +216,8 @@ class RunDir:
     def begin_attempt(self, provenance: Mapping[str, Any]) -> int:
         """Record an attempt with its provenance; clears an earlier failure. Returns its number, from 1."""
         info = self.info()
-        attempt = {"started": now(), "from_agent_steps": self.newest_checkpoint(), **self._keep_diff(provenance)}
-        info["attempts"].append(attempt)
+        began = {f"from_{self.spec.clock}": self.newest_checkpoint()}
+        info["attempts"].append({"started": now(), **began, **self._keep_diff(provenance)})
         atomic.write_json(self.run_json, info, self.guard)
         self.guard()
         (self.path / "failed.json").unlink(missing_ok=True)
@@ -253,7 +257,7 @@ class RunDir:
         if info["hash"] != spec.hash:
             raise UserError(f"{self.path} holds another run (hash {info['hash']})")
         self.check_version(spec.domain_version)
-        info["spec"] = spec.model_dump()
+        info |= {"schema_version": SCHEMA_VERSION, "spec": spec.model_dump()}
         atomic.write_json(self.run_json, info, self.guard)
 
     def check_version(self, domain_version: str) -> None:
@@ -279,43 +283,41 @@ class RunDir:
         atomic.append_text(path, text.getvalue(), self.guard)
 
     def append_eval(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append evaluation episodes, one row each (columns of `EVAL_CSV`)."""
-        self.append_rows(self.eval_csv, EVAL_CSV, rows)
+        """Append evaluation episodes, one row each (columns of `EVAL_CSV`, offline of `OFFLINE_EVAL_CSV`)."""
+        self.append_rows(self.eval_csv, OFFLINE_EVAL_CSV if self.spec.offline else EVAL_CSV, rows)
 
-    def rewind(self, eval_agent_steps: int, train_agent_steps: int) -> None:
+    def rewind(self, evaluated_at: int, at: int) -> None:
         """Repair eval.csv and train.csv after an interruption.
 
         Drops a torn last row and the rows that training will write again.
 
         Args:
-            eval_agent_steps: the last evaluation to keep; -1 for none.
-            train_agent_steps: where training goes on.
+            evaluated_at: the last evaluation to keep, on the run's clock; -1 for none.
+            at: where training goes on.
 
         Raises:
             UserError: eval.csv does not reach as far as the checkpoint says it did.
         """
-        for path, agent_steps in ((self.eval_csv, eval_agent_steps), (self.train_csv, train_agent_steps)):
+        clock = self.spec.clock
+        for path, last in ((self.eval_csv, evaluated_at), (self.train_csv, at)):
             lines = atomic.whole_lines(path)
             if not lines:
                 self.guard()
                 path.unlink(missing_ok=True)
                 continue
-            column = lines[0].split(",").index("agent_steps")
-            width = lines[0].count(",")
-            kept = [
-                line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= agent_steps
-            ]
+            column, width = lines[0].split(",").index(clock), lines[0].count(",")
+            kept = [line for line in lines[1:] if line.count(",") == width and int(line.split(",")[column]) <= last]
             atomic.write_text(path, "\n".join([lines[0], *kept]) + "\n", self.guard)
-        lines = atomic.whole_lines(self.eval_csv)[1:]
-        reached = int(lines[-1].split(",")[list(EVAL_CSV).index("agent_steps")]) if lines else -1
-        if reached < eval_agent_steps:
+        lines = atomic.whole_lines(self.eval_csv)
+        reached = int(lines[-1].split(",")[lines[0].split(",").index(clock)]) if len(lines) > 1 else -1
+        if reached < evaluated_at:
             raise UserError(
-                f"{self.eval_csv} ends at agent step {reached}, but the checkpoint was taken after the evaluation at "
-                f"{eval_agent_steps}: restore the file, or move {self.path} away and train anew"
+                f"{self.eval_csv} ends at {reached} {clock.replace('_', ' ')}, but the checkpoint was taken after the "
+                f"evaluation at {evaluated_at}: restore the file, or move {self.path} away and train anew"
             )
 
     def beat(self, **values: Any) -> None:
-        """Say that the run lives: env_steps, agent_steps_per_s, return, wall_s."""
+        """Say that the run lives: wall_s, env_steps, agent_steps_per_s, return; offline updates, their rate, score."""
         owner = {"time": time.time(), "process": Process.current().to_json(), "ended": False}
         atomic.write_json(self.path / "heartbeat", owner | values, self.guard)
 
@@ -344,6 +346,11 @@ class RunDir:
             self.guard,
         )
         self.end_attempt("failed")
+
+
+def _reached(told: Mapping[str, Any]) -> int:
+    """How far a run came, by its heartbeat or done.json: updates of one that learns offline, else env steps."""
+    return int(told.get("updates", told.get("env_steps", 0)))
 
 
 def now() -> str:

@@ -6,7 +6,28 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MULTITASK = "multitask"
+"""Stands for the domain of a run that learns several tasks."""
+
+
+class OfflineSpec(BaseModel):
+    """What a run learns from that takes no env steps: a fixed dataset of several tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """In the order of their numbers in the agent."""
+    domain_versions: dict[str, str]
+    """Domain -> the simulator that evaluates its tasks."""
+    dataset: str
+    """The dataset's fingerprint."""
+    data: str
+    """Where the dataset lies. No part of the identity: it may be moved."""
+    updates: int = Field(ge=1)
+    """The budget."""
+    eval_every_updates: int = Field(ge=1)
 
 
 class Init(BaseModel):
@@ -27,8 +48,12 @@ class RunSpec(BaseModel):
     """One run: an agent with all its hyperparameters, on one task, from one kind of observation, with one seed.
 
     The identity (`hash`) covers exactly what decides the result: agent, hyperparameters, task, observation kind, seed,
-    action repeat, the number of environments and the checkpoint that it starts from, if any. The budget and the
-    evaluation schedule are not part of it: a longer run is the same run, further on.
+    action repeat, the number of environments and the checkpoint that it starts from, if any; offline, also the tasks in
+    their order and the dataset. The budget and the evaluation schedule are not part of it: a longer run is the same
+    run, further on.
+
+    A run with `offline` takes no env step: its axis is updates, its action repeat 1 (evaluation takes each task's own),
+    its env-step budget and schedule 0, its `task` a label of all its tasks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,11 +70,23 @@ class RunSpec(BaseModel):
     seed: int = Field(ge=0)
     num_envs: int = Field(default=1, ge=1)
     action_repeat: int = Field(ge=1)
-    budget_env_steps: int = Field(ge=1)
-    eval_every_env_steps: int = Field(ge=1)
+    budget_env_steps: int = Field(ge=0)
+    eval_every_env_steps: int = Field(ge=0)
     eval_episodes: int = Field(default=10, ge=1)
+    """Of each task."""
     init: Init | None = None
     """The checkpoint that is finetuned; None: parameters are drawn by the seed."""
+    offline: OfflineSpec | None = None
+    """What it learns from instead of env steps; None: it learns online."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSpec:
+        steps = (self.budget_env_steps, self.eval_every_env_steps)
+        if self.offline is None and min(steps) < 1:
+            raise ValueError("budget_env_steps and eval_every_env_steps must be at least 1")
+        if self.offline is not None and (*steps, self.action_repeat, self.num_envs) != (0, 0, 1, 1):
+            raise ValueError("a run that learns offline takes no env steps")
+        return self
 
     @property
     def hash(self) -> str:
@@ -65,6 +102,8 @@ class RunSpec(BaseModel):
         }
         if self.init is not None:  # left out where there is none, so that older runs keep their hash
             decisive["init"] = self.init.model_dump(exclude={"path"})
+        if self.offline is not None:
+            decisive |= {"tasks": self.offline.tasks, "dataset": self.offline.dataset}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -73,6 +112,37 @@ class RunSpec(BaseModel):
         return f"{self.agent.replace(':', '.')}/{self.task}/seed{self.seed}-{self.hash}"
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that it is evaluated on."""
+        return (self.task,) if self.offline is None else self.offline.tasks
+
+    @property
+    def axis(self) -> Literal["env_steps", "updates"]:
+        """What its progress and its results are shown over."""
+        return "env_steps" if self.offline is None else "updates"
+
+    @property
+    def clock(self) -> Literal["agent_steps", "updates"]:
+        """What its training loop counts: `axis` is this times the action repeat."""
+        return "agent_steps" if self.offline is None else "updates"
+
+    @property
+    def budget(self) -> int:
+        """The budget on its axis."""
+        return self.budget_env_steps if self.offline is None else self.offline.updates
+
+    @property
+    def clock_budget(self) -> int:
+        """The budget on its clock: actions chosen by the agent, or updates."""
+        return self.budget // self.action_repeat
+
+    @property
+    def clock_between_evals(self) -> int:
+        """What lies between evaluations, on its clock."""
+        every = self.eval_every_env_steps if self.offline is None else self.offline.eval_every_updates
+        return every // self.action_repeat
+
+    @property
     def budget_agent_steps(self) -> int:
-        """The budget in actions chosen by the agent."""
+        """The budget in actions chosen by the agent; 0 offline."""
         return self.budget_env_steps // self.action_repeat

@@ -6,7 +6,9 @@ format, CSV and Parquet). The version goes up whenever a column changes its name
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""2 added runs that learn offline: the columns in `ADDED_IN_2`, and `offline` in run.json."""
 
 EVAL_CSV: dict[str, str] = {
     "env_steps": "int64",  # simulator control steps of training before this evaluation
@@ -28,6 +30,23 @@ TRAIN_CSV_FIRST: dict[str, str] = {
 }
 """The first columns of train.csv; the agent's own metrics follow, by name."""
 
+OFFLINE_EVAL_CSV: dict[str, str] = {
+    "updates": "int64",  # gradient steps before this evaluation
+    "wall_s": "float64",
+    "task": "string",
+    "episode": "int64",
+    "return": "float64",
+    "success": "float64",
+    "length": "int64",
+}
+"""eval.csv of a run that learns offline: the episodes of every task."""
+
+OFFLINE_TRAIN_CSV_FIRST: dict[str, str] = {
+    "updates": "int64",
+    "wall_s": "float64",
+    "updates_per_s": "float64",  # of this run, since the last row
+}
+
 EVALS: dict[str, str] = {
     "run_id": "string",
     "agent": "string",
@@ -39,25 +58,28 @@ EVALS: dict[str, str] = {
     "seed": "int64",
     "env_steps": "int64",
     "agent_steps": "int64",
+    "updates": "Int64",  # of a run that learns offline, which takes 0 env steps; null online
     "wall_s": "float64",
     "return": "float64",  # mean over the episodes of this evaluation
     "success": "float64",  # mean over the episodes of this evaluation
     "score": "float64",  # 0-100: return / 10 on DMControl, success x 100 elsewhere
     "source": "string",  # the run directory, or the published file
 }
-"""One row for each evaluation of each run."""
+"""One row for each evaluation of each run and task: a run that learns offline is evaluated on several."""
 
 RUNS: dict[str, str] = {
     "run_id": "string",
     "hash": "string",
     "agent": "string",
     "variant": "string",
-    "task": "string",
+    "task": "string",  # of a run that learns offline, a label of all its tasks
     "obs": "string",
     "seed": "int64",
     "state": "string",  # pending, running, stale, failed, done
     "env_steps": "Int64",  # reached so far
     "budget_env_steps": "Int64",
+    "updates": "Int64",  # reached so far by a run that learns offline; null online, as is the next
+    "budget_updates": "Int64",
     "attempts": "Int64",
     "commit": "string",
     "dirty": "boolean",
@@ -74,3 +96,6 @@ RUNS: dict[str, str] = {
     "path": "string",
 }
 """One row for each run directory, whatever its state."""
+
+ADDED_IN_2 = ("updates", "budget_updates")
+"""Columns of `EVALS` and `RUNS` that tables of version 1 lack: null there."""

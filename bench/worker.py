@@ -58,7 +58,7 @@ def train_runs(
                 lock.acquire()
             taken.append(lock)
         asked = AskedToLetGo(taken)
-        unfinished = [run for run in runs if run.progress(run.spec.budget_env_steps).state != "done"]
+        unfinished = [run for run in runs if run.progress(run.spec.budget).state != "done"]
         for run in unfinished:
             check_extendable(run)
             run.check_version(get_task(run.spec.task).domain_version)
@@ -72,7 +72,7 @@ def train_runs(
             outcome = _train_fleet(pending.pop(0), options, console, lambda: interrupted() or asked())
             if outcome is None:
                 for run in unfinished:
-                    if run.progress(run.spec.budget_env_steps).state == "running":
+                    if run.progress(run.spec.budget).state == "running":
                         run.end_attempt("interrupted")
                 return EXIT_INTERRUPTED
             failed = failed or outcome.failed
@@ -131,7 +131,7 @@ def _train_fleet(
 
 
 def _tracked(run: RunDir) -> TrackedRun:
-    spec, saved = run.spec, checkpoint.saved_agent_steps(run)
+    spec, saved = run.spec, checkpoint.saved(run)
     return TrackedRun(
         run_id=spec.run_id,
         folder=run.path,
@@ -186,7 +186,7 @@ def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:
     """
     if not runs:
         return []
-    saved = {id(run): checkpoint.saved_agent_steps(run) for run in runs}
+    saved = {id(run): checkpoint.saved(run) for run in runs}
     if all(saved.values()) and set.intersection(*(set(steps) for steps in saved.values())):
         return [list(runs)]
     ordered = sorted(runs, key=lambda run: saved[id(run)][-1:])

@@ -20,7 +20,8 @@ from sweeps.plan import Fleet, Plan, counts, replay_bytes, run_json
 class Rate:
     """The speed to expect of a fleet, and where it comes from."""
 
-    agent_steps_per_s: float
+    speed: float
+    """Of each run, on its clock: agent steps or updates a second."""
     source: str
 
 
@@ -50,7 +51,7 @@ def rate_of(fleet: Fleet, device: str, measured: Sequence[Measurement]) -> Rate 
     host = "this machine" if best[0].host == socket.gethostname() else best[0].host
     beside = "" if size == runs else f"; fleet of {size}"
     source = f"{sources(best)} ({where}{beside}; {device}, {host})"
-    return Rate(median(m.agent_steps_per_s for m in best), source)
+    return Rate(median(m.speed for m in best), source)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class FleetCost:
     @property
     def wall_s(self) -> float | None:
         """Seconds to the budget; None where no speed was measured."""
-        return None if self.rate is None else self.fleet.left_agent_steps / self.rate.agent_steps_per_s
+        return None if self.rate is None else self.fleet.left / self.rate.speed
 
 
 def cost(fleets: Sequence[Fleet], device: str, measured: Sequence[Measurement]) -> list[FleetCost]:
@@ -168,10 +169,13 @@ def check_gpu_hours(cost: Total, most: float) -> None:
     if cost.unknown:
         first = cost.unknown[0].spec
         obs = "" if first.obs == "state" else f" --obs {first.obs}"
+        measure = (
+            f"measure it on such a GPU with `bench speed {first.agent} --task {first.task}{obs} --fleet "
+            f"{len(cost.unknown[0].runs)} --device cuda`, or "
+        )
         raise UserError(
             f"--max-gpu-hours {most:g}: the cost of {len(cost.unknown)} fleets is unknown (the first: "
-            f"{cost.unknown[0].title()}): measure it on such a GPU with `bench speed {first.agent} --task {first.task}"
-            f"{obs} --fleet {len(cost.unknown[0].runs)} --device cuda`, or launch a single run of it, or launch "
+            f"{cost.unknown[0].title()}): {'' if first.offline else measure}launch a single run of it, or launch "
             "without --max-gpu-hours"
         )
     if cost.device_h > most:
@@ -179,6 +183,12 @@ def check_gpu_hours(cost: Total, most: float) -> None:
             f"--max-gpu-hours {most:g}: this would take {cost.device_h:.1f} GPU-hours: take fewer tasks, seeds or "
             "steps, or allow more"
         )
+
+
+def _left_json(fleet: Fleet) -> dict[str, int]:
+    if fleet.spec.offline is not None:
+        return {"updates": fleet.left}
+    return {"agent_steps": fleet.left, "env_steps": fleet.left * fleet.spec.action_repeat}
 
 
 def plan_json(made: Plan, costs: Sequence[FleetCost], cost: Total) -> dict[str, Any]:
@@ -191,8 +201,9 @@ def plan_json(made: Plan, costs: Sequence[FleetCost], cost: Total) -> dict[str, 
         "device": cost.device,
         "slots": cost.slots,
         "counts": counts(made.runs),
-        "env_steps": sum(run.left_agent_steps * run.spec.action_repeat for run in todo),
-        "agent_steps": sum(run.left_agent_steps for run in todo),
+        "env_steps": sum(run.left * run.spec.action_repeat for run in todo if run.spec.offline is None),
+        "agent_steps": sum(run.left for run in todo if run.spec.offline is None),
+        "updates": sum(run.left for run in todo if run.spec.offline is not None),
         "wall_s": None if cost.unknown else cost.wall_s,
         "gpu_h": hours if cost.device == "cuda" else 0.0,
         "cpu_worker_h": hours if cost.device == "cpu" else 0.0,
@@ -207,9 +218,8 @@ def plan_json(made: Plan, costs: Sequence[FleetCost], cost: Total) -> dict[str, 
                 "runs": item.fleet.run_ids,
                 "pack": item.fleet.pack,
                 "why": item.fleet.why,
-                "agent_steps": item.fleet.left_agent_steps,
-                "env_steps": item.fleet.left_agent_steps * item.fleet.spec.action_repeat,
-                "agent_steps_per_s": item.rate.agent_steps_per_s if item.rate else None,
+                **_left_json(item.fleet),
+                f"{item.fleet.spec.clock}_per_s": item.rate.speed if item.rate else None,
                 "source": item.rate.source if item.rate else None,
                 "wall_s": item.wall_s,
             }

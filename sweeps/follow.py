@@ -16,7 +16,7 @@ from rich.table import Table
 from sweeps import plan, status, status_text
 from sweeps.record import LaunchRecord
 from sweeps.state import RunState
-from sweeps.text import duration, plural, show_failures, tally
+from sweeps.text import duration, on_axis, plural, show_failures, tally
 
 REFRESH_S = 2.0
 """How often run directories are read."""
@@ -25,7 +25,7 @@ LINE_EVERY_S = 20.0
 MOST_FLEETS_SHOWN = 16
 
 Row = tuple[str, str, str, str, str]
-"""Fleet, env steps, return, speed, ETA."""
+"""Fleet, env steps (updates), return (score), speed, ETA."""
 
 
 def rows(runs: Sequence[RunState], live: Iterable[LaunchRecord]) -> list[Row]:
@@ -39,14 +39,15 @@ def rows(runs: Sequence[RunState], live: Iterable[LaunchRecord]) -> list[Row]:
 def _row(group: Sequence[RunState]) -> Row:
     first = group[0]
     returns = [run.progress.last_return for run in group if run.progress.last_return is not None]
-    rates = [run.progress.agent_steps_per_s for run in group if run.progress.agent_steps_per_s]
+    rates = [run.progress.speed for run in group if run.progress.speed]
     etas = [run.eta_s for run in group if run.eta_s is not None]
-    reached = min(run.progress.env_steps for run in group)
+    reached = min(run.progress.reached for run in group)
+    measure = "return" if first.spec.offline is None else "score"
     return (
         plan.fleet_title([run.spec for run in group]),
-        f"{reached:,}/{first.spec.budget_env_steps:,} env steps",
-        f"return {mean(returns):.1f}" if returns else "return –",
-        f"{sum(rates):,.1f} agent steps/s" if rates else "starting",
+        f"{reached:,}/{on_axis(first.spec, first.spec.budget)}",
+        f"{measure} {mean(returns):.1f}" if returns else f"{measure} –",
+        f"{sum(rates):,.1f} {first.spec.clock.replace('_', ' ')}/s" if rates else "starting",
         f"ETA {duration(max(etas))}" if etas else "ETA –",
     )
 
@@ -57,10 +58,10 @@ def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | Non
     None where nothing is live, no job of a launch has started, or a fleet waits whose agent has no speed yet.
     """
     by_id = {run.spec.run_id: run for run in runs}
-    rates: dict[str, list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {}
     for run in runs:
-        if run.state in ("running", "done") and run.progress.agent_steps_per_s:
-            rates.setdefault(plan.agent_title(run.spec), []).append(run.progress.agent_steps_per_s)
+        if run.state in ("running", "done") and run.progress.speed:
+            rates.setdefault(plan.kind(run.spec), []).append(run.progress.speed)
     ends = []
     for launched in live:
         owned = launched.owned()
@@ -68,14 +69,14 @@ def eta_s(runs: Sequence[RunState], live: Sequence[LaunchRecord]) -> float | Non
         shares = []
         for fleet, pack in zip(launched.fleets, launched.packs, strict=True):
             left = [by_id[run_id] for run_id in fleet if run_id in owned and run_id in by_id]
-            left = [run for run in left if run.left_agent_steps and run.state != "failed"]
+            left = [run for run in left if run.left and run.state != "failed"]
             if not left:
                 continue
-            own = [run.progress.agent_steps_per_s for run in left if run.eta_s is not None]
-            known = [rate for rate in own if rate] or rates.get(plan.agent_title(left[0].spec), [])
+            own = [run.progress.speed for run in left if run.eta_s is not None]
+            known = [rate for rate in own if rate] or rates.get(plan.kind(left[0].spec), [])
             if not known:
                 return None
-            waits.append(max(run.left_agent_steps for run in left) / median(known))
+            waits.append(max(run.left for run in left) / median(known))
             shares.append(waits[-1] / pack)
         slots = _working_slots(launched)
         if waits and not slots:
@@ -144,8 +145,10 @@ def follow(
 
 
 def _say_ended(out: Console, run: RunState) -> None:
-    last = "" if run.progress.last_return is None else f", return {run.progress.last_return:.1f}"
-    what = f"failed: {run.error}" if run.state == "failed" else f"done at {run.progress.env_steps:,} env steps{last}"
+    measure = "return" if run.spec.offline is None else "score"
+    last = "" if run.progress.last_return is None else f", {measure} {run.progress.last_return:.1f}"
+    reached = on_axis(run.spec, run.progress.reached)
+    what = f"failed: {run.error}" if run.state == "failed" else f"done at {reached}{last}"
     out.print(f"{_clock()} {run.spec.run_id} {what}", soft_wrap=True)
 
 

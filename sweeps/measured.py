@@ -35,10 +35,12 @@ class Measurement:
     host: str
     task: str | None
     domain: str | None
-    agent_steps_per_s: float
-    """Of each run of the fleet."""
+    speed: float
+    """Of each run of the fleet, on its clock: agent steps a second, or updates where it learns offline."""
     kind: str
     """`finished run`, `running run`, or the name of a speed file."""
+    tasks: tuple[str, ...] = ()
+    """Of a run that learns offline."""
     pack: int = 1
     """Workers that shared the device."""
     peak_gpu_gb: float | None = None
@@ -57,7 +59,8 @@ class Measurement:
 
 
 def _configuration(of: Measurement | RunSpec) -> str:
-    return json.dumps([of.agent, of.hyperparameters, of.obs, of.num_envs], sort_keys=True)
+    offline = of.tasks if isinstance(of, Measurement) else of.offline.tasks if of.offline else ()
+    return json.dumps([of.agent, of.hyperparameters, of.obs, of.num_envs, offline], sort_keys=True)
 
 
 def by_configuration(measurements: Iterable[Measurement]) -> Callable[[RunSpec], list[Measurement]]:
@@ -96,9 +99,9 @@ def _of_run(directory: RunDir) -> Measurement | None:
         return None
     spec, last = directory.spec, attempts[-1]
     if done is not None and done.get("wall_s"):
-        rate, kind = done["env_steps"] / spec.action_repeat / done["wall_s"], "finished run"
-    elif beat is not None and beat.get("agent_steps_per_s") and directory.train_csv.exists():
-        rate, kind = beat["agent_steps_per_s"], "running run"  # train.csv begins with the first update
+        speed, kind = done[spec.axis] / spec.action_repeat / done["wall_s"], "finished run"
+    elif beat is not None and beat.get(f"{spec.clock}_per_s") and directory.train_csv.exists():
+        speed, kind = beat[f"{spec.clock}_per_s"], "running run"  # train.csv begins with the first update
     else:
         return None
     return Measurement(
@@ -111,8 +114,9 @@ def _of_run(directory: RunDir) -> Measurement | None:
         host=last.get("host", "unknown host"),
         task=spec.task,
         domain=spec.domain,
-        agent_steps_per_s=rate,
+        speed=speed,
         kind=kind,
+        tasks=spec.offline.tasks if spec.offline else (),
         pack=last.get("pack", 1),
         peak_gpu_gb=None if done is None else done.get("peak_gpu_gb"),
         checkpoint_bytes=sum(path.stat().st_size for path in directory.checkpoints.glob("[0-9]*.pt")) or None,
@@ -138,7 +142,7 @@ def _of_speed_files(folder: Path) -> Iterator[Measurement]:
                 host=content["host"],
                 task=row.get("task"),
                 domain=None,
-                agent_steps_per_s=row["loop_agent_steps_per_s"],
+                speed=row["loop_agent_steps_per_s"],
                 kind=path.name,
                 peak_gpu_gb=row.get("peak_gpu_gb"),
             )

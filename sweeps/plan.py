@@ -46,9 +46,9 @@ class Fleet:
         return [run.spec.run_id for run in self.runs]
 
     @property
-    def left_agent_steps(self) -> int:
-        """Agent steps to go in lockstep: those of the run that is furthest back."""
-        return max(run.left_agent_steps for run in self.runs)
+    def left(self) -> int:
+        """What is to go in lockstep, on the clock of its runs: that of the run that is furthest back."""
+        return max(run.left for run in self.runs)
 
     def title(self) -> str:
         """`tdmpc2 cartpole-balance seeds 1,2`."""
@@ -69,6 +69,11 @@ def agent_title(spec: RunSpec) -> str:
         part for part in (spec.variant if spec.variant != "default" else "", spec.obs) if part not in ("", "state")
     ]
     return f"{spec.agent} [{', '.join(parts)}]" if parts else spec.agent
+
+
+def kind(spec: RunSpec) -> tuple[str, str]:
+    """Runs of one kind go at comparable speeds: of one agent variant, on one clock."""
+    return agent_title(spec), spec.clock
 
 
 @dataclass(frozen=True)
@@ -138,11 +143,11 @@ def units(packs: Iterable[int]) -> int:
 
 def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:
     """Equal for runs that one process can train in lockstep."""
-    task = sweep.tasks[spec.task]
+    tasks = [sweep.tasks[name] for name in spec.tasks]
     return json.dumps(
         [
             spec.model_dump(exclude={"task", "seed"}),
-            [task.obs_size, task.action_size, task.episode_agent_steps],
+            [[task.obs_size, task.action_size, task.episode_agent_steps] for task in tasks],
         ],
         sort_keys=True,
     )
@@ -150,7 +155,9 @@ def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:
 
 def replay_bytes(sweep: Sweep, spec: RunSpec) -> int:
     """Bytes of a run's replay log when its budget is reached: of every agent step that replay still holds the
-    observation (float32; one picture of bytes, whatever the agent stacks), action, reward and end."""
+    observation (float32; one picture of bytes, whatever the agent stacks), action, reward and end. None offline."""
+    if spec.offline is not None:
+        return 0
     task = sweep.tasks[spec.task]
     obs_bytes = 3 * agents_pixels(spec.hyperparameters).size ** 2 if spec.obs == "rgb" else 4 * task.obs_size
     capacities = [spec.hyperparameters[key] for key in CAPACITY if key in spec.hyperparameters]
@@ -177,6 +184,7 @@ def matrix(runs: Sequence[RunState]) -> tuple[list[str], dict[str, dict[str, lis
 def run_json(run: RunState) -> dict[str, Any]:
     """A run's state as plain values, for `--json`."""
     spec, progress = run.spec, run.progress
+    offline = spec.offline is not None
     return {
         "run_id": spec.run_id,
         "agent": spec.agent,
@@ -186,10 +194,12 @@ def run_json(run: RunState) -> dict[str, Any]:
         "obs": spec.obs,
         "seed": spec.seed,
         "state": run.state,
-        "env_steps": progress.env_steps,
+        "env_steps": 0 if offline else progress.reached,
         "budget_env_steps": spec.budget_env_steps,
-        "return": progress.last_return,
-        "agent_steps_per_s": progress.agent_steps_per_s if run.state == "running" else None,
+        "updates": progress.reached if offline else None,
+        "budget_updates": spec.budget if offline else None,
+        "score" if offline else "return": progress.last_return,
+        f"{spec.clock}_per_s": progress.speed if run.state == "running" else None,
         "eta_s": run.eta_s,
         "wall_s": progress.wall_s,
         "error": run.error,

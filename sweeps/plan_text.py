@@ -46,19 +46,20 @@ def show(out: Console, made: Plan, costs: Sequence[FleetCost], cost: Total) -> N
 
 
 def _by_fleet(costs: Sequence[FleetCost]) -> Table:
-    columns = ("fleet", "runs", "env steps", "agent steps", "time", "measured speed")
-    table = Table(*columns, header_style="bold", box=box.SIMPLE)
+    offline = costs[0].fleet.spec.offline is not None  # as all runs of the sweep, or none
+    counted = ("updates",) if offline else ("env steps", "agent steps")
+    table = Table("fleet", "runs", *counted, "time", "measured speed", header_style="bold", box=box.SIMPLE)
     for item in costs:
-        left = item.fleet.left_agent_steps
-        env_steps = f"{left * item.fleet.spec.action_repeat:,}"
-        table.add_row(
-            item.fleet.title(), str(len(item.fleet.runs)), env_steps, f"{left:,}", duration(item.wall_s), _speed([item])
-        )
+        left = item.fleet.left
+        counts = (left,) if offline else (left * item.fleet.spec.action_repeat, left)
+        shown = (f"{count:,}" for count in counts)
+        table.add_row(item.fleet.title(), str(len(item.fleet.runs)), *shown, duration(item.wall_s), _speed([item]))
     return table
 
 
 def _by_domain(costs: Sequence[FleetCost]) -> Table:
-    columns = ("agent", "domain", "fleets", "runs", "agent steps", "time, one after the other", "measured speed")
+    clock = costs[0].fleet.spec.clock.replace("_", " ")
+    columns = ("agent", "domain", "fleets", "runs", clock, "time, one after the other", "measured speed")
     table = Table(*columns, header_style="bold", box=box.SIMPLE)
     groups: dict[tuple[str, str], list[FleetCost]] = {}
     for item in costs:
@@ -71,7 +72,7 @@ def _by_domain(costs: Sequence[FleetCost]) -> Table:
             domain,
             str(len(items)),
             str(len(runs)),
-            f"{sum(run.left_agent_steps for run in runs):,}",
+            f"{sum(run.left for run in runs):,}",
             duration(None if None in times else sum(time_s or 0.0 for time_s in times)),
             _speed(items),
         )
@@ -86,7 +87,8 @@ def _speed(items: Sequence[FleetCost]) -> str:
     found = list(dict.fromkeys(rate.source for rate in rates))
     source = found[0] + (f", and {plural(len(found) - 1, 'other source')}" if len(found) > 1 else "")
     unknown = f"; unknown for {plural(len(items) - len(rates), 'fleet')}" if len(rates) < len(items) else ""
-    return f"{median(rate.agent_steps_per_s for rate in rates):,.1f} agent steps/s: {source}{unknown}"
+    clock = items[0].fleet.spec.clock.replace("_", " ")
+    return f"{median(rate.speed for rate in rates):,.1f} {clock}/s: {source}{unknown}"
 
 
 def show_grouping(out: Console, fleets: Sequence[Fleet]) -> None:
@@ -102,11 +104,16 @@ def show_grouping(out: Console, fleets: Sequence[Fleet]) -> None:
 
 def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], cost: Total) -> None:
     todo = [run for item in costs for run in item.fleet.runs]
-    env_steps = sum(run.left_agent_steps * run.spec.action_repeat for run in todo)
-    agent_steps = sum(run.left_agent_steps for run in todo)
-    out.print(f"Steps: {env_steps:,} env steps, {agent_steps:,} agent steps over all runs", soft_wrap=True)
+    offline = todo[0].spec.offline is not None
+    left = sum(run.left for run in todo)
+    if offline:
+        out.print(f"Updates: {left:,} over all runs", soft_wrap=True)
+    else:
+        env_steps = sum(run.left * run.spec.action_repeat for run in todo)
+        out.print(f"Steps: {env_steps:,} env steps, {left:,} agent steps over all runs", soft_wrap=True)
     if len(cost.unknown) == len(costs):
-        out.print("Time: unknown, no speed was measured; train one run, or see `bench speed`", soft_wrap=True)
+        hint = "train one run" if offline else "train one run, or see `bench speed`"
+        out.print(f"Time: unknown, no speed was measured; {hint}", soft_wrap=True)
     else:
         more = f", and {plural(len(cost.unknown), 'fleet')} of unknown cost" if cost.unknown else ""
         held = f"{cost.device_h:.1f} {'GPU-hours' if cost.device == 'cuda' else 'slot-hours'}"
@@ -114,8 +121,8 @@ def _show_totals(out: Console, made: Plan, costs: Sequence[FleetCost], cost: Tot
     kept = "kept" if made.sweep.resources.keep_replay else "removed when a run is done"
     disk = cost.disk
     saved = "unknown" if disk.checkpoints is None else size(disk.checkpoints)
-    out.print(
-        f"Disk: replay logs of up to {size(disk.replay_at_once)} at a time, {size(disk.replay)} over all runs ({kept}; "
-        f"by the shapes); checkpoints {saved} ({disk.checkpoints_source})",
-        soft_wrap=True,
+    replay = (
+        f"replay logs of up to {size(disk.replay_at_once)} at a time, {size(disk.replay)} over all runs ({kept}; "
+        "by the shapes); "
     )
+    out.print(f"Disk: {'' if offline else replay}checkpoints {saved} ({disk.checkpoints_source})", soft_wrap=True)

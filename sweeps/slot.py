@@ -126,9 +126,9 @@ class Slot:
         deaths = run.silent_deaths()
         if deaths < MOST_DEATHS:
             return True
-        reached = run.newest_checkpoint() * run.spec.action_repeat
+        reached, axis = run.newest_checkpoint() * run.spec.action_repeat, run.spec.axis.replace("_", " ")
         error = DiedRepeatedly(
-            f"{deaths} attempts in a row ended without a word before the next checkpoint after {reached:,} env steps"
+            f"{deaths} attempts in a row ended without a word before the next checkpoint after {reached:,} {axis}"
             f"{self.how_attempts_ended()}"
         )
         self.note(run, error)
@@ -248,7 +248,7 @@ class Slot:
 def is_open(run: RunDir) -> bool:
     """Whether a run is still to be trained, and by nobody else; a damaged directory is left alone."""
     try:
-        return run.progress(run.spec.budget_env_steps).state in ("pending", "stale")
+        return run.progress(run.spec.budget).state in ("pending", "stale")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return False

@@ -31,23 +31,23 @@ class RunState:
         return self.progress.state
 
     @property
-    def left_agent_steps(self) -> int:
-        """Agent steps to the budget; 0 when done."""
+    def left(self) -> int:
+        """What lies between it and its budget, on its clock (agent steps; updates offline); 0 when done."""
         if self.state == "done":
             return 0
-        return max(0, self.spec.budget_agent_steps - self.progress.env_steps // self.spec.action_repeat)
+        return max(0, self.spec.clock_budget - self.progress.reached // self.spec.action_repeat)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the budget at the rate of the heartbeat; None where it does not run or has no rate yet."""
-        rate = self.progress.agent_steps_per_s
-        return self.left_agent_steps / rate if self.state == "running" and rate else None
+        """Seconds to the budget at the speed of the heartbeat; None where it does not run or has none yet."""
+        speed = self.progress.speed
+        return self.left / speed if self.state == "running" and speed else None
 
 
 def read(directory: RunDir, spec: RunSpec) -> RunState:
     """The state of one run; one whose directory does not exist yet is pending, a damaged one has failed."""
     try:
-        progress = directory.progress(spec.budget_env_steps)
+        progress = directory.progress(spec.budget)
         error = _error(directory) if progress.state == "failed" else None
         done = directory.read_json("done.json") if progress.state == "pending" else None
         extendable = done is None or bool(done.get("replay_kept", True))

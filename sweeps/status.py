@@ -92,17 +92,17 @@ def hours(runs: Sequence[RunState], among: Sequence[RunState]) -> dict[str, Hour
         runs: those that count.
         among: all runs of the sweep. One that waits goes as fast as its agent's others here, in the median.
     """
-    speeds: dict[str, list[float]] = {}
-    devices: dict[str, Counter[str]] = {}
+    speeds: dict[tuple[str, str], list[float]] = {}
+    devices: dict[tuple[str, str], Counter[str]] = {}
     for run in among:
-        agent, progress = plan.agent_title(run.spec), run.progress
-        if progress.agent_steps_per_s:
-            speeds.setdefault(agent, []).append(progress.agent_steps_per_s * progress.sharers)
+        agent, progress = plan.kind(run.spec), run.progress
+        if progress.speed:
+            speeds.setdefault(agent, []).append(progress.speed * progress.sharers)
         if progress.device:
             devices.setdefault(agent, Counter())[progress.device] += 1
     found: dict[str, Hours] = {}
     for run in runs:
-        agent, progress = plan.agent_title(run.spec), run.progress
+        agent, progress = plan.kind(run.spec), run.progress
         usual = devices[agent].most_common(1)[0][0] if agent in devices else "unknown"
         device = progress.device or usual
         found[device] = found.get(device, Hours(0, 0, 0)) + _hours(run, speeds.get(agent, []))
@@ -111,17 +111,17 @@ def hours(runs: Sequence[RunState], among: Sequence[RunState]) -> dict[str, Hour
 
 def _hours(run: RunState, speeds: Sequence[float]) -> Hours:
     used_h = run.progress.wall_s / run.progress.sharers / 3600
-    left = 0 if run.state in ("done", "failed") else run.left_agent_steps
+    left = 0 if run.state in ("done", "failed") else run.left
     if not left:
         return Hours(used_h, 0.0, 0)
-    own = run.progress.agent_steps_per_s if run.state == "running" else None
+    own = run.progress.speed if run.state == "running" else None
     speed = own * run.progress.sharers if own else median(speeds) if speeds else None
     return Hours(used_h, 0.0, 1) if speed is None else Hours(used_h, left / speed / 3600, 0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one agent variant on one domain (or task)."""
+    """The runs of one agent variant on one domain (or task), all of one axis."""
 
     agent: str
     name: str
@@ -129,14 +129,19 @@ class Row:
     hours: Mapping[str, Hours]
 
     @property
-    def env_steps(self) -> int:
-        """Reached so far, over all runs."""
-        return sum(min(run.progress.env_steps, run.spec.budget_env_steps) for run in self.runs)
+    def axis(self) -> str:
+        """env_steps, or updates of runs that learn offline."""
+        return self.runs[0].spec.axis
 
     @property
-    def budget_env_steps(self) -> int:
+    def reached(self) -> int:
+        """So far, over all runs."""
+        return sum(min(run.progress.reached, run.spec.budget) for run in self.runs)
+
+    @property
+    def budget(self) -> int:
         """Of all runs."""
-        return sum(run.spec.budget_env_steps for run in self.runs)
+        return sum(run.spec.budget for run in self.runs)
 
     @property
     def eta_s(self) -> float | None:
@@ -146,10 +151,10 @@ class Row:
 
 def rows(runs: Sequence[RunState], by: str) -> list[Row]:
     """Runs by agent variant and `domain` or `task`, in order of the sweep."""
-    groups: dict[tuple[str, str], list[RunState]] = {}
+    groups: dict[tuple[str, str, str], list[RunState]] = {}
     for run in runs:
-        groups.setdefault((plan.agent_title(run.spec), getattr(run.spec, by)), []).append(run)
-    return [Row(agent, name, tuple(group), hours(group, runs)) for (agent, name), group in groups.items()]
+        groups.setdefault((plan.agent_title(run.spec), getattr(run.spec, by), run.spec.axis), []).append(run)
+    return [Row(agent, name, tuple(group), hours(group, runs)) for (agent, name, _), group in groups.items()]
 
 
 def to_json(
@@ -174,8 +179,8 @@ def to_json(
                 "agent": row.agent,
                 by: row.name,
                 "counts": plan.counts(row.runs),
-                "env_steps": row.env_steps,
-                "budget_env_steps": row.budget_env_steps,
+                row.axis: row.reached,
+                f"budget_{row.axis}": row.budget,
                 "eta_s": row.eta_s,
                 "hours": _hours_json(row.hours),
             }

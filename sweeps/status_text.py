@@ -59,17 +59,19 @@ def table(runs: Sequence[RunState], by: str, width: int) -> Table:
     states = STATES if wide else [SHORT.get(state, state) for state in STATES]
     for name, most in (("agent", 32 if wide else 16), (by, 30 if wide else 16)):
         shown.add_column(name, overflow="ellipsis", no_wrap=True, max_width=most)
-    for name in (*states, *(["env steps"] if wide else []), "%", "ETA", "h used", "h left"):
+    rows = status.rows(runs, by)
+    axes = " or ".join(dict.fromkeys(row.axis.replace("_", " ") for row in rows))
+    for name in (*states, *([axes] if wide else []), "%", "ETA", "h used", "h left"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for row in status.rows(runs, by):
+    for row in rows:
         found = plan.counts(row.runs)
         total = sum(row.hours.values(), Hours(0, 0, 0))
         shown.add_row(
             row.agent,
             row.name,
             *(str(found[state]) if found[state] else "·" for state in STATES),
-            *([f"{row.env_steps:,}/{row.budget_env_steps:,}"] if wide else []),
-            f"{100 * row.env_steps / row.budget_env_steps:.0f}",
+            *([f"{row.reached:,}/{row.budget:,}"] if wide else []),
+            f"{100 * row.reached / row.budget:.0f}",
             "–" if row.eta_s is None else duration(row.eta_s),
             _h(total.used_h),
             "unknown" if total.unknown else _h(total.to_come_h),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
+from bench.runspec import RunSpec
 from sweeps import plan
 from sweeps.failures import FailureGroup
 from sweeps.launch import Launched
@@ -34,6 +35,11 @@ def duration(seconds: float | None) -> str:
 def size(count: float) -> str:
     """Bytes as `12 MB` or `1.2 GB` (powers of ten)."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def on_axis(spec: RunSpec, count: int) -> str:
+    """`4,700 env steps`, or `4,700 updates` of a run that learns offline."""
+    return f"{count:,} {spec.axis.replace('_', ' ')}"
 
 
 def plural(count: int, noun: str) -> str:

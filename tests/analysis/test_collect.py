@@ -286,7 +286,7 @@ def test_fast_reading_is_the_careful_one(tmp_path, monkeypatch, text):
     path = tmp_path / "eval.csv"
     path.write_text(text)
     found, remarks = reading.read_eval_csv(path)
-    monkeypatch.setattr(reading, "_read_regular", lambda path: None)
+    monkeypatch.setattr(reading, "_read_regular", lambda *arguments: None)
     expected, expected_remarks = reading.read_eval_csv(path)
     pd.testing.assert_frame_equal(found, expected)
     assert remarks == expected_remarks

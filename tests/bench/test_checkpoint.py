@@ -22,13 +22,13 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     run = run_dir(tmp_path / "a")
     for steps in (0, 10, 20, 30):
         checkpoint.save(run, steps, {"value": torch.tensor([steps])})
-    assert checkpoint.saved_agent_steps(run) == [20, 30]
+    assert checkpoint.saved(run) == [20, 30]
     state = checkpoint.load(run, 30)
     assert state is not None
     assert state["value"].item() == 30
-    assert state["agent_steps"] == 30
+    assert state["at"] == 30
     checkpoint.discard_after(run, 20)
-    assert checkpoint.saved_agent_steps(run) == [20]
+    assert checkpoint.saved(run) == [20]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])

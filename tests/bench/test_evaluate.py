@@ -151,7 +151,7 @@ def test_a_run_and_its_checkpoints(agent: str, tmp_path: Path) -> None:
     first = evaluate(str(one.path), "--episodes", "1", "--seed", "4", "--seed", "5")
     assert [row["seed"] for row in first["tasks"]] == [4, 5]
     assert first["what"] == f"{agent} on cartpole-balance, seed 3, at 1,020 env steps"
-    newest = one.checkpoints / f"{checkpoint.saved_agent_steps(one)[-1]:010d}.pt"
+    newest = one.checkpoints / f"{checkpoint.saved(one)[-1]:010d}.pt"
     again = evaluate(str(newest), "--episodes", "1", "--seed", "4", "--task", "cartpole-swingup")
     assert [row["task"] for row in again["tasks"]] == ["cartpole-swingup"]
     again = evaluate(str(newest), "--episodes", "1", "--seed", "4", "--seed", "5")

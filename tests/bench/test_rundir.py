@@ -12,13 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from agents.registry import resolve_hyperparameters
 from bench import atomic
 from bench.errors import UserError
 from bench.lock import RunLock
 from bench.processes import Process
 from bench.rundir import STALE_AFTER_S, RunDir, find_runs
-from bench.runspec import Init, RunSpec
+from bench.runspec import MULTITASK, Init, OfflineSpec, RunSpec
+from bench.schema import SCHEMA_VERSION
+from bench.tasks import get
 
 
 def spec(**changes: object) -> RunSpec:
@@ -69,6 +73,74 @@ def test_identity_is_what_decides_the_result() -> None:
 def test_runs_of_before_keep_their_hash() -> None:
     """Golden: a changed hash would make finished runs new ones."""
     assert spec().hash == "2a5b1a6683"
+    row = get("walker-walk")
+    one = spec(agent="tdmpc2", hyperparameters=resolve_hyperparameters("tdmpc2", {}, row), task=row.name)
+    assert one.run_id == "tdmpc2/walker-walk/seed1-9dee844498"
+
+
+def offline(**changes: object) -> RunSpec:
+    learnt: dict[str, object] = {
+        "tasks": ("walker-walk", "mw-reach"),
+        "domain_versions": {"dmcontrol": "v", "metaworld": "w"},
+        "dataset": "f00d",
+        "data": "here",
+        "updates": 1000,
+        "eval_every_updates": 500,
+    }
+    return spec(
+        task="walker-walk+mw-reach",
+        domain=MULTITASK,
+        action_repeat=1,
+        budget_env_steps=0,
+        eval_every_env_steps=0,
+        offline=OfflineSpec(**(learnt | changes)),  # type: ignore[arg-type]
+    )
+
+
+def test_an_offline_run_is_its_tasks_in_order_and_its_dataset() -> None:
+    base = offline()
+    assert base.hash not in (offline(tasks=("mw-reach", "walker-walk")).hash, offline(dataset="beef").hash)
+    for same in ({"data": "there"}, {"updates": 2000}, {"eval_every_updates": 1}, {"domain_versions": {}}):
+        assert offline(**same).hash == base.hash, same
+    assert (base.axis, base.clock, base.budget, base.clock_budget) == ("updates", "updates", 1000, 1000)
+    assert base.budget_agent_steps == 0
+    assert RunSpec(**json.loads(base.model_dump_json())) == base
+    for wrong in ({"budget_env_steps": 10}, {"action_repeat": 2}, {"num_envs": 2}):
+        with pytest.raises(ValidationError, match="takes no env steps"):
+            RunSpec(**(base.model_dump() | wrong))
+    with pytest.raises(ValidationError, match="must be at least 1"):
+        spec(budget_env_steps=0)
+
+
+def test_an_offline_run_counts_updates(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, offline())
+    run.begin_attempt({})
+    assert run.info()["attempts"][0]["from_updates"] == 0
+    run.beat(updates=400, updates_per_s=2.0, wall_s=5.0, score=33.0)
+    found = run.progress(1000)
+    assert (found.state, found.reached, found.speed, found.last_return) == ("running", 400, 2.0, 33.0)
+    row = {"wall_s": 1.0, "task": "mw-reach", "episode": 0, "return": 2.0, "success": 1.0, "length": 100}
+    run.append_eval([row | {"updates": updates} for updates in (0, 500)])
+    run.rewind(0, 400)
+    assert (
+        run.eval_csv.read_text() == "updates,wall_s,task,episode,return,success,length\n0,1.0,mw-reach,0,2.0,1.0,100\n"
+    )
+    with pytest.raises(UserError, match="ends at 0 updates, but the checkpoint was taken after the evaluation at 500"):
+        run.rewind(500, 500)
+    run.mark_done(updates=1000, wall_s=9.0)
+    run.end_beat()
+    assert run.progress(1000).state == "done"
+    assert run.progress(2000).state == "pending", "a larger budget is not reached yet"
+
+
+def test_a_run_directory_of_the_version_before_goes_on(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, spec())
+    info = json.loads(run.run_json.read_text())
+    del info["spec"]["offline"]
+    atomic.write_json(run.run_json, info | {"schema_version": 1})
+    assert run.spec == spec()
+    run.update_spec(spec(budget_env_steps=2000))
+    assert (run.info()["schema_version"], run.spec.budget) == (SCHEMA_VERSION, 2000)
 
 
 def test_the_checkpoint_that_a_run_starts_from_is_part_of_it_but_not_its_place() -> None:
@@ -93,7 +165,7 @@ def test_states_follow_from_the_files(tmp_path: Path) -> None:
     assert run.progress().state == "pending"
     run.mark_done(env_steps=1000, agent_steps=500, wall_s=9.0)
     assert run.progress().state == "done"
-    assert run.progress(budget_env_steps=2000).state == "pending", "a larger budget is not reached yet"
+    assert run.progress(2000).state == "pending", "a larger budget is not reached yet"
 
 
 def test_a_silent_or_dead_owner_is_stale(tmp_path: Path) -> None:
@@ -157,7 +229,7 @@ def test_rewind_drops_torn_and_later_rows(tmp_path: Path) -> None:
     run.eval_csv.write_text("env_steps,agent_st")
     run.rewind(-1, 0)
     assert not run.eval_csv.exists(), "a torn header is no table"
-    with pytest.raises(UserError, match=r"eval\.csv ends at agent step -1, .* at 250: restore the file"):
+    with pytest.raises(UserError, match=r"eval\.csv ends at -1 agent steps, .* at 250: restore the file"):
         run.rewind(250, 250)
 
 

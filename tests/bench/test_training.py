@@ -141,7 +141,7 @@ def test_a_fleet_killed_between_its_checkpoints_stays_together(tmp_path: Path) -
     runs = [RunDir.create(tmp_path / "parts", one) for one in specs]
     for calls in (450, 150):
         assert train_runs(runs, options(), None, after(calls)) == EXIT_INTERRUPTED
-    newest = checkpoint.saved_agent_steps(runs[1])[-1]
+    newest = checkpoint.saved(runs[1])[-1]
     (runs[1].checkpoints / f"{newest:010d}.pt").unlink()
     assert train_runs(runs, options(), None, never) == EXIT_DONE
     for one, other in zip(whole, runs, strict=True):
@@ -276,7 +276,7 @@ def test_sigterm_checkpoints_and_the_same_command_goes_on(tmp_path: Path) -> Non
     assert child.returncode == EXIT_INTERRUPTED, out
     assert "the same command goes on" in out
     (run,) = (RunDir(path.parent) for path in tmp_path.rglob("run.json"))
-    assert checkpoint.saved_agent_steps(run)[-1] > 0
+    assert checkpoint.saved(run)[-1] > 0
     assert run.progress().state == "pending"
 
 

@@ -47,7 +47,7 @@ def measurement(sweep: Sweep, **changes: Any) -> Measurement:
     spec = sweep.runs[0]
     facts: dict[str, Any] = {
         **{key: getattr(spec, key) for key in ("agent", "hyperparameters", "obs", "num_envs", "task", "domain")},
-        **{"fleet": 1, "device": "cuda", "host": "node", "agent_steps_per_s": 10.0, "kind": "finished run"},
+        **{"fleet": 1, "device": "cuda", "host": "node", "speed": 10.0, "kind": "finished run"},
     }
     return Measurement(**(facts | changes))
 
@@ -134,10 +134,10 @@ def test_a_pack_is_estimated_from_packs_alone(write: Write, tmp_path: Path) -> N
 def test_a_larger_fleet_gives_an_estimate_that_is_no_lower(write: Write, tmp_path: Path) -> None:
     sweep = expand.load(write(TEXT), ["resources.fleet=3"])
     (fleet, _) = plan.make(sweep, tmp_path).fleets
-    known = [measurement(sweep, fleet=size, device="cpu", agent_steps_per_s=100.0 / size) for size in (1, 8, 4)]
+    known = [measurement(sweep, fleet=size, device="cpu", speed=100.0 / size) for size in (1, 8, 4)]
     rate = cost.rate_of(fleet, "cpu", known)
     assert rate is not None
-    assert rate.agent_steps_per_s == pytest.approx(25.0)
+    assert rate.speed == pytest.approx(25.0)
     assert rate.source == "1 × finished run (cup-catch; fleet of 4; cpu, node)"
 
 

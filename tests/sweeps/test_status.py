@@ -85,7 +85,7 @@ def test_rows_by_agent_and_domain(write: Write, results: Path) -> None:
         ("sac", "dmcontrol", 2),
         ("sac", "metaworld", 2),
     ]
-    assert (by_domain[0].env_steps, by_domain[0].budget_env_steps) == (1000, 4000)
+    assert (by_domain[0].reached, by_domain[0].budget) == (1000, 4000)
     assert by_domain[0].eta_s == pytest.approx(50.0)
     assert by_domain[1].eta_s is None
     assert [row.name for row in status.rows(read(sweep, results), "task")] == ["cup-catch", "mw-reach"]

@@ -194,7 +194,7 @@ def test_a_larger_budget_extends_done_runs(write: Write, results: Path, behave: 
     wait_idle(results / "x")
     (run,) = run_dirs(larger, results)
     assert run.spec.budget_env_steps == 4000
-    assert run.progress().env_steps == 4000
+    assert run.progress().reached == 4000
     assert len(run.info()["attempts"]) == 2
 
 

@@ -72,7 +72,7 @@ def test_a_larger_budget_makes_a_done_run_pending(write: Callable[[str], Path], 
     finish(tmp_path / "x", expand.load(write(TEXT)).runs[0])
     larger = plan.make(expand.load(write(TEXT), ["env_steps=3000"]), tmp_path)
     assert larger.runs[0].state == "pending"
-    assert larger.runs[0].left_agent_steps == 500  # 1000 env steps with an action repeat of 2
+    assert larger.runs[0].left == 500  # 1000 env steps with an action repeat of 2
     assert plan.make(expand.load(write(TEXT), ["env_steps=1000"]), tmp_path).runs[0].state == "done"
 
 
@@ -109,7 +109,7 @@ def test_cost_from_finished_runs(write: Callable[[str], Path], tmp_path: Path) -
     cup, assembly, other = cost.cost(made.fleets, "cpu", known)
     assert cup.rate is not None
     assert assembly.rate is not None
-    assert cup.rate.agent_steps_per_s == pytest.approx(100.0)
+    assert cup.rate.speed == pytest.approx(100.0)
     assert cup.wall_s == pytest.approx(10.0)
     assert cup.rate.source == "1 × finished run (cup-catch; cpu, this machine)"
     assert assembly.rate.source == "1 × finished run (cup-catch, not mw-assembly; cpu, this machine)"
@@ -126,7 +126,7 @@ def test_cost_from_running_runs_only_once_they_learn(write: Callable[[str], Path
     run.beat(env_steps=100, agent_steps_per_s=40.0, wall_s=1.0)
     assert measured.read(tmp_path) == []  # random actions are quick: no train.csv yet
     run.train_csv.write_text("env_steps\n")
-    assert [m.agent_steps_per_s for m in measured.read(tmp_path)] == [40.0]
+    assert [m.speed for m in measured.read(tmp_path)] == [40.0]
 
 
 def test_cost_from_speed_files(write: Callable[[str], Path], tmp_path: Path) -> None:
