@@ -13,6 +13,7 @@ def build_app() -> typer.Typer:
     """All commands. Each command imports what it needs when it runs, so that help and reading stay fast."""
     from analysis.cli import app as analysis_app
     from bench.cli import app as bench_app
+    from bench.data_cli import app as data_app
     from bench.models_cli import app as models_app
     from sweeps.cli import app as sweep_app
 
@@ -23,7 +24,7 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
-    for part in (bench_app, models_app, analysis_app):
+    for part in (bench_app, models_app, data_app, analysis_app):
         app.registered_commands += part.registered_commands
         app.registered_groups += part.registered_groups
     app.add_typer(sweep_app, name="sweep")

@@ -6,7 +6,8 @@ import hashlib
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
@@ -53,9 +54,34 @@ def fetch(
     if path.exists() and (expected_bytes is None or path.stat().st_size == expected_bytes):
         return False
     part = path.with_name(path.name + ".part")
-    try:
+    with _one_line(url, part):
         path.parent.mkdir(parents=True, exist_ok=True)
         size, sha256 = _receive(url, part, expected_bytes, progress)
+    _check(url, part, expected_bytes if expected_bytes is not None else size, sha256)
+    part.replace(path)
+    return True
+
+
+def remote_size(url: str) -> int:
+    """How large a file is that has not been downloaded, in bytes.
+
+    Raises:
+        UserError: the server is not reached, refuses, or does not say.
+    """
+    redirects = _Redirects()
+    with _one_line(url), _open(urllib.request.Request(url, method="HEAD"), redirects) as answer:
+        size, _ = _named(redirects.first or answer.headers)
+        length = answer.headers.get("Content-Length")
+    if size is None and not length:
+        raise UserError(f"{url}: the server does not say how large it is")
+    return size if size is not None else int(length)
+
+
+@contextmanager
+def _one_line(url: str, part: Path | None = None) -> Iterator[None]:
+    """What goes wrong on the way, as one line for the user."""
+    try:
+        yield
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: the server answered {error.code} {error.reason}") from error
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
@@ -63,9 +89,16 @@ def fetch(
         raise UserError(f"cannot download {url} ({reason}): the same command goes on once it is reached") from error
     except OSError as error:
         raise UserError(f"cannot write {part}: {error.strerror}") from error
-    _check(url, part, expected_bytes if expected_bytes is not None else size, sha256)
-    part.replace(path)
-    return True
+
+
+def _open(request: urllib.request.Request, redirects: _Redirects) -> Any:
+    return urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT_S)
+
+
+def _named(headers: Message) -> tuple[int | None, str | None]:
+    """Size and SHA-256 as far as the first answer names them."""
+    size, etag = headers.get("X-Linked-Size"), (headers.get("X-Linked-Etag") or "").strip('"')
+    return int(size) if size else None, etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
 
 
 def _receive(
@@ -78,7 +111,7 @@ def _receive(
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     redirects = _Redirects()
     try:
-        answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT_S)
+        answer = _open(request, redirects)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:  # nothing is lacking
             return have, None
@@ -93,10 +126,8 @@ def _receive(
                 file.write(chunk)
                 have += len(chunk)
                 progress(have, total)
-        linked = redirects.first or answer.headers
-        named = linked.get("X-Linked-Size")
-        etag = (linked.get("X-Linked-Etag") or "").strip('"')
-        return int(named) if named else total, etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
+        size, sha256 = _named(redirects.first or answer.headers)
+        return size if size is not None else total, sha256
 
 
 def _check(url: str, part: Path, size: int | None, sha256: str | None) -> None:

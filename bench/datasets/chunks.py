@@ -8,6 +8,7 @@ largest task.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import atomic
 from bench.errors import UserError
 from bench.torch_file import TorchFile
 
@@ -122,3 +124,29 @@ def chunk_files(folder: Path, expected: int | None = None, allow_missing: bool =
                 f"{folder} lacks {names}{of}: fetch what is missing, or take what is there with --allow-missing"
             )
     return files
+
+
+def write_chunk(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a chunk as the authors' code reads it.
+
+    Args:
+        tensors: `obs`, `action`, `reward` and `task`, shaped as in `Chunk`.
+
+    Raises:
+        UserError: tensordict is not installed, or the file cannot be written.
+    """
+    import torch
+
+    try:
+        from tensordict import TensorDict
+    except ImportError as error:
+        raise UserError(
+            f"chunk files are written by tensordict, which cannot be loaded ({error}): pip install tensordict"
+        ) from error
+    rows = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in tensors.items()}
+    buffer = io.BytesIO()
+    torch.save(TensorDict(rows, rows["task"].shape, device="cpu"), buffer)
+    try:
+        atomic.write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

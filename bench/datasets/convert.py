@@ -41,7 +41,12 @@ def _quiet(what: str, done: int, total: int) -> None:
 
 
 def convert(
-    source: Path, target: Path, tasks: Sequence[str] = (), allow_missing: bool = False, say: Say = _quiet
+    source: Path,
+    target: Path,
+    tasks: Sequence[str] = (),
+    allow_missing: bool = False,
+    say: Say = _quiet,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Layout:
     """Convert a folder of chunks; goes on where an earlier call was interrupted.
 
@@ -52,6 +57,7 @@ def convert(
             with as many tasks.
         allow_missing: convert although chunk files are missing.
         say: progress.
+        tell: called with the disk that it needs, before that is taken.
 
     Raises:
         UserError: a chunk is missing, damaged, foreign or does not fit the tasks; the disk lacks room; `target` holds
@@ -59,7 +65,7 @@ def convert(
     """
     described = ChunkFolder.read(source)
     named = [task.name for task in expand(tasks)] if tasks else list(described.tasks) if described else []
-    files = chunk_files(source, described.chunks if described else None, allow_missing)
+    files = chunk_files(source, len(described.parts) if described else None, allow_missing)
     sources = [(path.name, path.stat().st_size) for path in files]
     if (target / DESCRIPTION).exists():
         layout = Layout.read(target)
@@ -69,6 +75,8 @@ def convert(
     if state is None:
         state = _Progress(_plan(files, sources, named, allow_missing, say), 0, 0, [])
     _same(target, state.layout, sources, named)
+    size = f"{state.layout.bytes / 1e9:,.1f} GB of disk in {target}"
+    tell(f"{state.layout.rows:,} rows of {state.layout.row_entries} entries: {size}")
     _make_room(target, state)
     with (target / ENTRIES).open("r+b") as file:
         _copy_all(file, target, files, state, say)

@@ -134,7 +134,9 @@ PROGRESS = "converting.json"
 
 
 def spread(count: int, most: int) -> Sequence[int]:
-    """Up to `most` of the numbers below `count`, evenly spaced, the first and the last among them."""
+    """Up to `most` of the numbers below `count`, evenly spaced from the first to the last; one: that in the middle."""
     if count <= most:
         return range(count)
+    if most == 1:
+        return [count // 2]
     return [round(place * (count - 1) / (most - 1)) for place in range(most)]

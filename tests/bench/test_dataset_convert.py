@@ -17,7 +17,7 @@ from dataset_files import NAMES, folder_of, mixed, rows_of
 from bench.datasets import convert as conversion
 from bench.datasets.convert import convert
 from bench.datasets.dataset import Dataset
-from bench.datasets.description import ChunkFolder
+from bench.datasets.description import ChunkFolder, Part
 from bench.datasets.layout import ENTRIES, PROGRESS, Layout
 from bench.errors import UserError
 from bench.tasks import get
@@ -58,9 +58,10 @@ def test_the_folder_says_what_the_ids_mean(tmp_path: Path) -> None:
     folder_of(tmp_path / "chunks", CHUNKS)
     with pytest.raises(UserError, match=r"has task ids 0 to 2 and no chunks.json that names them: give --tasks"):
         convert(tmp_path / "chunks", tmp_path / "set")
-    ChunkFolder(NAMES, 6, 2).write(tmp_path / "chunks")
+    part = Part(NAMES[0], "random actions", 1, 1, "")
+    ChunkFolder(NAMES, 6, [part] * 2).write(tmp_path / "chunks")
     assert [part.task for part in convert(tmp_path / "chunks", tmp_path / "set").parts] == NAMES
-    ChunkFolder(NAMES, 6, 3).write(tmp_path / "chunks")
+    ChunkFolder(NAMES, 6, [part] * 3).write(tmp_path / "chunks")
     with pytest.raises(UserError, match=r"lacks chunk_2.pt \(of 3 files\)"):
         convert(tmp_path / "chunks", tmp_path / "other")
     assert convert(tmp_path / "chunks", tmp_path / "other", allow_missing=True).rows == 15

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.download import fetch
+from bench.download import fetch, remote_size
 from bench.errors import UserError
 from bench.published_models import MULTITASK_BYTES, published_models, select
 
@@ -27,6 +28,7 @@ class Server(ThreadingHTTPServer):
         self.checksum = hashlib.sha256(CONTENT).hexdigest()
         self.ranges = True
         self.asked: list[str | None] = []
+        self.pages = {"/file"}
 
     @property
     def url(self) -> str:
@@ -36,6 +38,16 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
+    def do_HEAD(self) -> None:
+        if self.path == "/linked":
+            self.do_GET()
+        elif self.path not in self.server.pages:
+            self.send_error(404)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+
     def do_GET(self) -> None:
         if self.path == "/linked":
             self.send_response(302)
@@ -44,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("X-Linked-Etag", f'"{self.server.checksum}"')
             self.end_headers()
             return
-        if self.path != "/file":
+        if self.path not in self.server.pages:
             self.send_error(404)
             return
         wanted = self.headers.get("Range")
@@ -63,14 +75,21 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def serve() -> Iterator[Server]:
+    """A server for as long as it is needed."""
     one = Server()
     thread = threading.Thread(target=one.serve_forever, daemon=True)
     thread.start()
     yield one
     one.shutdown()
     one.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serve() as one:
+        yield one
 
 
 @pytest.mark.parametrize("page", ["file", "linked"])
@@ -82,6 +101,15 @@ def test_a_file_arrives_whole_and_only_once(server: Server, tmp_path: Path, page
     assert [one.name for one in path.parent.iterdir()] == ["file"]
     assert not fetch(f"{server.url}/{page}", path)
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("page", ["file", "linked"])
+def test_a_size_is_known_beforehand(server: Server, page: str) -> None:
+    assert remote_size(f"{server.url}/{page}") == len(CONTENT)
+    with pytest.raises(UserError, match="the server answered 404"):
+        remote_size(f"{server.url}/nothing")
+    with pytest.raises(UserError, match=r"cannot download http://127.0.0.1:1/file"):
+        remote_size("http://127.0.0.1:1/file")
 
 
 @pytest.mark.parametrize("ranges", [True, False])
