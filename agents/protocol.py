@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -62,7 +63,8 @@ class AgentSpec:
     num_envs: int = 1
     """N, environments of each run."""
     tasks: tuple[TaskSpec, ...] = ()
-    """Of a multi-task agent, in the order of their numbers; obs_shape and action_size are then those of the largest."""
+    """Of a multi-task agent, in the order of their numbers; obs_shape and action_size are then those of the largest. An
+    agent finetuned from one has its own task here, alone, and is not told the number."""
     frame_stack: int = 1
     """Pictures that make up one image observation, the oldest first; C is 3 x this."""
 
@@ -160,6 +162,24 @@ class Agent(Protocol):
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take over one state for each run, in order."""
+        ...
+
+
+@runtime_checkable
+class Finetunable(Protocol):
+    """An agent that can start from the parameters of a trained one: optional."""
+
+    def start_from(self, checkpoint: Path, embedding: int | Literal["mean"] | None) -> None:
+        """Take over parameters, before the first step; everything else (optimisers, scalers, noise) stays new.
+
+        Args:
+            checkpoint: a file of the same agent.
+            embedding: of a checkpoint of several tasks: the row of its task embeddings that the own one starts as, or
+                the mean of all.
+
+        Raises:
+            UserError: the file does not fit.
+        """
         ...
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from agents.protocol import AgentSpec
+from agents.protocol import AgentSpec, TaskSpec
 from bench.envs import ObsKind, agents_pixels, obs_spec
 from bench.runspec import RunSpec
 from bench.tasks import Task
@@ -47,12 +48,16 @@ def of_task(
 
 
 def of_run(spec: RunSpec) -> AgentSpec:
-    """What the agent of a run is told."""
-    return of_task(
-        get_task(spec.task),
+    """What the agent of a run is told; with its task's own embedding, of one finetuned from a model of several tasks."""
+    task = get_task(spec.task)
+    told = of_task(
+        task,
         spec.obs,
         spec.hyperparameters,
         num_envs=spec.num_envs,
         action_repeat=spec.action_repeat,
         budget_env_steps=spec.budget_env_steps,
     )
+    if spec.init is None or spec.init.embedding is None:
+        return told
+    return replace(told, tasks=(TaskSpec(task.name, task.obs_size, told.action_size, told.episode_agent_steps),))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.agents_cli import app as agents_app
 from bench.errors import UserError
 from bench.overrides import parse_overrides
+
+if TYPE_CHECKING:
+    from bench.tasks import Task
 
 app = typer.Typer()
 app.add_typer(agents_app, name="agents")
@@ -93,9 +96,18 @@ def train_command(
     video: Annotated[bool, typer.Option(help="An mp4 of one episode of each evaluation.")] = False,
     keep_replay: Annotated[bool, typer.Option(help="Keep the replay, so that the run can be extended later.")] = False,
     sink: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Finetune: start from an authors' file (.pt), a run directory or one of its checkpoints."),
+    ] = None,
+    init_task: Annotated[
+        str | None,
+        typer.Option(help="Of a multi-task checkpoint: the similar task whose embedding the new one starts from."),
+    ] = None,
 ) -> None:
     """Train one run; the same command again goes on where it stopped."""
-    from agents.registry import choose_obs_kind, resolve_hyperparameters
+    from agents.registry import choose_obs_kind
+    from bench import pretrained
     from bench.envs import agents_pixels, make
     from bench.rundir import RunDir
     from bench.runspec import RunSpec
@@ -104,10 +116,10 @@ def train_command(
     row = get_task(task)
     kind: Any = choose_obs_kind(agent, obs)
     changed = parse_overrides(overrides or [])
+    said = {} if init is None else {"init": init.stem or init.absolute().name}
     spec = RunSpec(
         agent=agent,
-        hyperparameters=resolve_hyperparameters(agent, changed, row, kind),
-        variant=", ".join(f"{key}={value}" for key, value in changed.items()) or "default",
+        variant=", ".join(f"{key}={value}" for key, value in {**said, **changed}.items()) or "default",
         task=row.name,
         domain=row.domain,
         domain_version=row.domain_version,
@@ -118,9 +130,13 @@ def train_command(
         budget_env_steps=env_steps or row.budget_env_steps,
         eval_every_env_steps=eval_every_env_steps or row.eval_every_env_steps,
         eval_episodes=eval_episodes,
+        **_start(agent, changed, row, kind, init, init_task, results),
     )
     # What is missing for this task is said before anything is written.
     make(row.name, kind, pixels=agents_pixels(spec.hyperparameters)).close()
+    run = RunDir(results / spec.run_id)
+    if spec.init is not None and not run.newest_checkpoint():
+        pretrained.check_here(spec.init)
     run = RunDir.create(results, spec)
     run.update_spec(spec)
     from bench.failures import EXIT_INTERRUPTED
@@ -134,6 +150,23 @@ def train_command(
     if code == EXIT_INTERRUPTED:
         typer.echo("stopped at a checkpoint: the same command goes on from there")
     raise typer.Exit(code)
+
+
+def _start(
+    agent: str, changed: dict[str, Any], task: Task, obs: str, init: Path | None, init_task: str | None, results: Path
+) -> dict[str, Any]:
+    """What a run starts from, as fields of its specification: hyperparameters, and init where there is one."""
+    from agents.registry import resolve_hyperparameters
+    from bench import pretrained
+
+    if init is None:
+        if init_task is not None:
+            raise UserError(f"--init-task {init_task} needs a checkpoint: give --init")
+        return {"hyperparameters": resolve_hyperparameters(agent, changed, task, obs)}
+    pretrained.check_agent(agent)
+    source = pretrained.Source(init, begun=results / agent / task.name)
+    hyperparameters, started = source.resolve(changed, task, obs, init_task)
+    return {"hyperparameters": hyperparameters, "init": started}
 
 
 def _options(

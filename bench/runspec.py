@@ -40,8 +40,10 @@ class Init(BaseModel):
     embedding: int | Literal["mean"] | None = None
     """What the new task's embedding starts from: a row of the table of a multi-task checkpoint, or the mean of all its
     rows. None: a checkpoint of one task, which has none."""
+    task: str | None = None
+    """The task, or number, by which the row was asked for; no part of the identity, nor is `path`."""
     path: str
-    """Where the file was; no part of the identity."""
+    """Where the file was."""
 
 
 class RunSpec(BaseModel):
@@ -101,7 +103,7 @@ class RunSpec(BaseModel):
             "action_repeat": self.action_repeat,
         }
         if self.init is not None:  # left out where there is none, so that older runs keep their hash
-            decisive["init"] = self.init.model_dump(exclude={"path"})
+            decisive["init"] = self.init.model_dump(include={"sha256", "embedding"})
         if self.offline is not None:
             decisive |= {"tasks": self.offline.tasks, "dataset": self.offline.dataset}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.protocol import Agent, Observing
+from agents.protocol import Agent, Finetunable, Observing
 from agents.registry import get as get_agent
-from bench import agent_spec, checkpoint, contract
+from bench import agent_spec, checkpoint, contract, pretrained
 from bench.collector import Collector
 from bench.errors import UserError
 from bench.evaluation import Evaluator
@@ -28,6 +28,7 @@ from bench.progress import Monitor
 from bench.replay import Replay
 from bench.replay_log import ReplayLog
 from bench.rundir import RunDir
+from bench.runspec import Init
 from bench.schema import TRAIN_CSV_FIRST
 from bench.seeding import derive_seed
 from bench.sinks import Sink
@@ -117,6 +118,8 @@ class Fleet:
             RunsFailed: some runs failed; the others can go on from their newest checkpoint.
         """
         if not self._resume():
+            if self.specs[0].init is not None:
+                self._start_from(self.specs[0].init)
             self.collector.start()
             self.replay.begin(self.collector.obs)
         counters, spec = self.counters, self.spec
@@ -138,6 +141,12 @@ class Fleet:
             if time.monotonic() - self._saved_at > self.options.checkpoint_every_s:
                 self._checkpoint()
             self._agent_step()
+
+    def _start_from(self, init: Init) -> None:
+        """Parameters from a checkpoint, before the first step; later ones are in the runs' own checkpoints."""
+        pretrained.check_unchanged(init)
+        assert isinstance(self.agent, Finetunable)
+        self.agent.start_from(Path(init.path), init.embedding)
 
     def _agent_step(self) -> None:
         collector, counters = self.collector, self.counters

@@ -6,7 +6,8 @@ Shapes: R runs, N environments, B batch, H horizon, O observation, A action, L l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -238,6 +239,12 @@ class TDMPC2:
         }
 
     # State
+
+    def start_from(self, checkpoint: Path, embedding: int | Literal["mean"] | None) -> None:
+        """Begin to finetune a trained model; see the protocol and `agents.tdmpc2.finetune`."""
+        from agents.tdmpc2 import finetune  # reads checkpoints as agents, and so needs this module
+
+        finetune.start_from(self.model, finetune.read_parameters(checkpoint), embedding)
 
     def state_dict(self, run: int) -> dict[str, Any]:
         """Everything that run `run` needs to go on; see the protocol."""

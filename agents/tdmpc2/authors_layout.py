@@ -1,12 +1,4 @@
-"""The names and axes of the authors' checkpoints, in every layout that they have written.
-
-A file holds `{"model": state dict}` or the state dict alone, of one agent: parameters only. Three layouts are known:
-
-- `2023`, that of the published files: parameters of the ensemble by number, `_Qs.params.0` … `9`;
-- `2025`, the current one: by name, `_Qs.params.0.weight` …, with a second copy under `_detach_Qs_params` and entries
-  that are no tensors;
-- `2024`, in between: as `2025`, with further copies under `_detach_Qs.params` and `_target_Qs.params`.
-"""
+"""Parameters of ours and of the authors' checkpoints: names and axes of both. The layouts are in `authors_shapes`."""
 
 from __future__ import annotations
 
@@ -17,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.tdmpc2.authors_shapes import CONV_ENCODER, CONV_INDEX, EMBEDDING
 from agents.tdmpc2.world_model import WorldModel
 
 NETWORKS = {
@@ -31,36 +24,8 @@ NETWORKS = {
 """Our networks and the authors' prefixes of the current layout."""
 ENSEMBLES = ("online_q", "target_q")
 DETACHED = "_detach_Qs_params"
-CONV_ENCODER, CONV_INDEX = "_encoder.rgb", (2, 4, 6, 8)
-EMBEDDING, ACTION_MASKS = "_task_emb.weight", "_action_masks"
+ACTION_MASKS = "_action_masks"
 BUFFERS = ("log_std_min", "log_std_dif", ACTION_MASKS)
-IN_LAYER = ("weight", "bias", "ln.weight", "ln.bias")
-"""Parameters of one layer in the order in which the layout of 2023 numbers them."""
-COPIES = re.compile(r"_detach_Qs[._]params\.|_Qs\.params\.__|_target_Qs[._]params\.__")
-"""Second copies, and entries that are no tensors."""
-
-
-def layout_of(entries: Mapping[str, Any]) -> str:
-    """The layout of a state dict: 2023, 2024 or 2025."""
-    if "_Qs.params.0" in entries:
-        return "2023"
-    return "2024" if "_target_Qs.params.0.weight" in entries and "_target_Qs_params.0.weight" in entries else "2025"
-
-
-def current_names(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors under the names of the current layout."""
-    tensors = {}
-    for name, value in entries.items():
-        flat = re.fullmatch(r"(_Qs\.params|_target_Qs\.params)\.(\d+)", name)
-        if flat:
-            layer, part = divmod(int(flat[2]), len(IN_LAYER))
-            name = f"{flat[1]}.{layer}.{IN_LAYER[part]}"
-        if COPIES.match(name) or (name.startswith("_target_Qs.params.") and not flat and layout_of(entries) == "2024"):
-            continue
-        name = name.replace("_target_Qs.params.", "_target_Qs_params.")
-        if isinstance(value, Tensor):
-            tensors[name] = value
-    return tensors
 
 
 def export(model: WorldModel, run: int) -> dict[str, Any]:

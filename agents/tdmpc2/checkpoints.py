@@ -6,11 +6,9 @@ Files are read with `weights_only`, so that one from the internet runs no code.
 from __future__ import annotations
 
 import pickle
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,20 +16,9 @@ from torch import Tensor
 from agents.multitask import multitask_spec
 from agents.protocol import AgentSpec
 from agents.tdmpc2.agent import TDMPC2
-from agents.tdmpc2.authors_layout import (
-    ACTION_MASKS,
-    BUFFERS,
-    CONV_ENCODER,
-    CONV_INDEX,
-    EMBEDDING,
-    authors_name,
-    current_names,
-    from_authors,
-    hidden_layers,
-    layout_of,
-    to_authors,
-)
-from agents.tdmpc2.hyperparameters import ARCHITECTURES, MT30_ARCHITECTURES, Hyperparameters
+from agents.tdmpc2.authors_layout import ACTION_MASKS, BUFFERS, authors_name, from_authors, hidden_layers, to_authors
+from agents.tdmpc2.authors_shapes import CONV_ENCODER, CONV_INDEX, AuthorsShapes
+from agents.tdmpc2.hyperparameters import Hyperparameters
 from agents.tdmpc2.world_model import WorldModel
 from bench.errors import UserError
 from bench.tasks import Task, tasks
@@ -42,19 +29,8 @@ SHOWN = 4
 """Names in an error message, before it only counts them."""
 
 
-@dataclass(frozen=True)
-class AuthorsFile:
-    """A checkpoint of the authors, understood.
-
-    Attributes:
-        name: of the file, for messages.
-        layout: "2023", "2024" or "2025".
-        tensors: by the names of the current layout, without copies.
-    """
-
-    name: str
-    layout: str
-    tensors: Mapping[str, Tensor] = field(repr=False)
+class AuthorsFile(AuthorsShapes):
+    """A checkpoint of the authors, understood: it has every tensor of a model, and no other."""
 
     @classmethod
     def read(cls, path: Path) -> AuthorsFile:
@@ -66,76 +42,11 @@ class AuthorsFile:
         return cls.of(load_tensors(path), str(path))
 
     @classmethod
-    def of(cls, entries: Mapping[str, Any], name: str) -> AuthorsFile:
+    def of(cls, entries: Any, name: str) -> Self:
         """The same from the loaded dictionary."""
-        entries = entries.get("model", entries)
-        if not isinstance(entries, Mapping) or "_pi.0.weight" not in entries:
-            raise UserError(f"{name} is no checkpoint of TD-MPC2: it holds no policy (_pi.0.weight)")
-        file = cls(name, layout_of(entries), current_names(entries))
+        file = super().of(entries, name)
         file._check()
         return file
-
-    # What the shapes say
-
-    def _shape(self, tensor: str) -> torch.Size:
-        if tensor not in self.tensors:
-            raise UserError(f"{self.name} does not fit TD-MPC2: {tensor} is missing")
-        return self.tensors[tensor].shape
-
-    @property
-    def num_tasks(self) -> int:
-        """Tasks of a multi-task model; 0 for a model of one task."""
-        return self._shape(EMBEDDING)[0] if EMBEDDING in self.tensors else 0
-
-    @property
-    def task_dim(self) -> int:
-        """Size of the task embedding; 0 for a model of one task."""
-        return self._shape(EMBEDDING)[1] if self.num_tasks else 0
-
-    @property
-    def obs_kind(self) -> Literal["state", "rgb"]:
-        """`state` or `rgb`. An agent for images made after one for states in the same process has both encoders."""
-        return "rgb" if f"{CONV_ENCODER}.{CONV_INDEX[0]}.weight" in self.tensors else "state"
-
-    @property
-    def obs_size(self) -> int:
-        """Size of a state observation."""
-        return self._shape("_encoder.state.0.weight")[1] - self.task_dim
-
-    @property
-    def action_size(self) -> int:
-        """A, of the largest action."""
-        return self._shape("_pi.2.weight")[0] // 2
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """The hyperparameters that the shapes give; model_size only if it is one of the authors'."""
-        latent = self._shape("_pi.0.weight")[1] - self.task_dim
-        widths = {"mlp_dim": self._shape("_pi.0.weight")[0], "latent_dim": latent}
-        widths |= {"num_q": self._shape("_Qs.params.0.weight")[0], "num_bins": self._shape("_reward.2.weight")[0]}
-        if self.num_tasks:
-            widths["task_dim"] = self.task_dim
-        if self.obs_kind == "state":
-            layers = sum(re.fullmatch(r"_encoder\.state\.\d+\.weight", name) is not None for name in self.tensors)
-            widths |= {"num_enc_layers": layers, "enc_dim": self._shape("_encoder.state.0.weight")[0]}
-        else:
-            widths["num_channels"] = self._shape(f"{CONV_ENCODER}.{CONV_INDEX[0]}.weight")[0]
-        for size, known in ARCHITECTURES.items():
-            for variant in (known, known | MT30_ARCHITECTURES.get(size, {})):
-                if all(widths.get(key, value) == value for key, value in variant.items()):
-                    widths["model_size"] = size
-        return widths | self._log_std()
-
-    def _log_std(self) -> dict[str, float]:
-        if "log_std_min" not in self.tensors or self.tensors["log_std_min"].is_meta:
-            return {}
-        low = float(self.tensors["log_std_min"])
-        return {"log_std_min": low, "log_std_max": low + float(self.tensors["log_std_dif"])}
-
-    @property
-    def has_termination(self) -> bool:
-        """Whether there is a termination head. Some files have one that was never trained: only tasks tell."""
-        return "_termination.0.weight" in self.tensors
 
     @property
     def _obs_shape(self) -> tuple[int, ...]:
@@ -148,14 +59,17 @@ class AuthorsFile:
         some = multitask_spec(tasks()[:1]).tasks * self.num_tasks
         return AgentSpec(self._obs_shape, self.obs_kind, self.action_size, 500, 1, tasks=some)
 
-    def _check(self) -> None:
-        """Every tensor must be there and have the shape that follows from the others."""
+    def _meta_model(self) -> WorldModel:
+        """A model of these shapes, without numbers."""
         try:
             hp = Hyperparameters(**self.architecture, episodic=self.has_termination)
         except ValueError as error:
             raise UserError(f"{self.name} does not fit TD-MPC2: {error}") from error
-        model = WorldModel(self._meta_spec(), hp, [0], torch.device("meta"))
-        expected = {name: tensor.shape for name, tensor in to_authors(model.state_dict()).items()}
+        return WorldModel(self._meta_spec(), hp, [0], torch.device("meta"))
+
+    def _check(self) -> None:
+        """Every tensor must be there and have the shape that follows from the others."""
+        expected = {name: tensor.shape for name, tensor in to_authors(self._meta_model().state_dict()).items()}
         unused = {name for name in self.tensors if name in BUFFERS or self._other_encoder(name)}
         wrong = [
             f"{name} has shape {tuple(self.tensors[name].shape)} instead of {tuple(shape)}"
@@ -237,12 +151,17 @@ class AuthorsFile:
                 frame_stack=self._obs_shape[0] // 3 if self.obs_kind == "rgb" else 1,
             )
         agent = TDMPC2(spec, hp, [seed], device)
-        parameters = agent.model.state_dict()
-        depth = hidden_layers(parameters)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(from_authors(name, self.tensors[authors_name(name, depth)]))
+        agent.model.load_state_dict(self.parameters(agent.model.state_dict()))
         return agent, spec
+
+    def parameters(self, names: Collection[str]) -> dict[str, Tensor]:
+        """The parameters of one run under our `names`, of all networks that a model has; still on the disk."""
+        depth = hidden_layers(names)
+        return {name: from_authors(name, self.tensors[authors_name(name, depth)]) for name in names}
+
+    def every_parameter(self) -> dict[str, Tensor]:
+        """The parameters of one run under our names, the termination head's too where there is one."""
+        return self.parameters(self._meta_model().state_dict())
 
 
 def load_tensors(path: Path) -> Mapping[str, Any]:

@@ -32,6 +32,31 @@ MT30_ARCHITECTURES: dict[int, dict[str, int]] = {
 }
 """Where the authors' models of the 30 tasks of `mt30` differ from `ARCHITECTURES`."""
 
+ARCHITECTURE_KEYS = frozenset(
+    [
+        "model_size",
+        "enc_dim",
+        "mlp_dim",
+        "latent_dim",
+        "num_enc_layers",
+        "num_channels",
+        "image_size",
+        "frame_stack",
+        "num_q",
+        "task_dim",
+        "layer_norm",
+        "simnorm",
+        "simnorm_dim",
+        "log_std_min",
+        "log_std_max",
+        "regression",
+        "num_bins",
+        "vmin",
+        "vmax",
+    ]
+)
+"""Hyperparameters that parameters are made for: others would give them another meaning."""
+
 PAPER = {"squashed_entropy": True, "lasting_dropout": True}
 """Where the paper's algorithm differs from the authors' current one and that changes what is learned."""
 

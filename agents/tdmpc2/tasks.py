@@ -65,6 +65,11 @@ class TaskTable(nn.Module):
         self.action_mask: Tensor
         self.discount: Tensor
 
+    @property
+    def num_tasks(self) -> int:
+        """Rows of the table."""
+        return self.embedding.shape[1]
+
     @torch.no_grad()
     def initialise(self, generators: Sequence[torch.Generator]) -> None:
         """Uniform in (-0.02, 0.02), each run by its own generator."""

@@ -100,7 +100,10 @@ class WorldModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad) // self.runs
 
     def context(self, task: Tensor | None) -> TaskContext | None:
-        """What conditions the networks on tasks (R, ...) int64; None for an agent of one task.
+        """What conditions the networks on tasks (R, ...) int64; None for a model without task embeddings.
+
+        A model with the embedding of one task (finetuned from one of several) need not be told: the context is then
+        (R, 1), which holds for every sample.
 
         Raises:
             ValueError: an agent of several tasks was not told which.
@@ -108,7 +111,9 @@ class WorldModel(nn.Module):
         if self.tasks is None:
             return None
         if task is None:
-            raise ValueError("a multi-task agent has to be told the task of each sample")
+            if self.tasks.num_tasks > 1:
+                raise ValueError("a multi-task agent has to be told the task of each sample")
+            task = torch.zeros(self.runs, 1, dtype=torch.int64, device=self.first_q.device)
         context: TaskContext = self.tasks(task)
         return context
 

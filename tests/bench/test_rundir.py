@@ -146,7 +146,7 @@ def test_a_run_directory_of_the_version_before_goes_on(tmp_path: Path) -> None:
 def test_the_checkpoint_that_a_run_starts_from_is_part_of_it_but_not_its_place() -> None:
     begun = {sha: spec(init=Init(sha256=sha, path="here")).hash for sha in ("a", "b")}
     assert begun["a"] != begun["b"]
-    assert spec(init=Init(sha256="a", path="there")).hash == begun["a"]
+    assert spec(init=Init(sha256="a", path="there", task="cup-catch")).hash == begun["a"]
     rows = {spec(init=Init(sha256="a", embedding=row, path="")).hash for row in (None, "mean", 0, 1)}
     assert len(rows) == 4
 
