@@ -48,7 +48,7 @@ def of_task(
 
 
 def of_run(spec: RunSpec) -> AgentSpec:
-    """What the agent of a run is told; with its task's own embedding, of one finetuned from a model of several tasks."""
+    """What the agent of a run is told; finetuned from a model of several tasks, it has the embedding of its own."""
     task = get_task(spec.task)
     told = of_task(
         task,

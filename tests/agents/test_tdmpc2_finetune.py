@@ -8,7 +8,6 @@ from authors_files import Plain, build
 
 from agents.nn import module_state
 from agents.protocol import AgentSpec, TaskSpec
-from agents.tdmpc2 import finetune
 from agents.tdmpc2.agent import TDMPC2
 from agents.tdmpc2.checkpoints import AuthorsFile
 from agents.tdmpc2.hyperparameters import Hyperparameters
