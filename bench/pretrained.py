@@ -74,7 +74,8 @@ class Pretrained:
         file = path if path.is_file() else max(run.checkpoints.glob("[0-9]*.pt"), default=None)
         if file is None:
             raise UserError(f"{path} has no checkpoint yet: train it first, or let it go on")
-        tasks = (spec.task,) if spec.init is not None and spec.init.embedding is not None else ()
+        embedded = spec.offline is not None or (spec.init is not None and spec.init.embedding is not None)
+        tasks = spec.tasks if embedded else ()
         return cls(file, _architecture(spec.hyperparameters), spec.obs, len(tasks), tasks)
 
     def embedding(self, init_task: str | None, task: Task) -> int | Literal["mean"] | None:
