@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 VIDEO_PIXELS = 256
 
 
+class Abandoned(Exception):
+    """An evaluation was stopped before its end; nothing of it counts."""
+
+
 class Evaluator:
     """R x E evaluation environments, E the number of evaluation episodes.
 
@@ -30,14 +34,20 @@ class Evaluator:
         workers: processes that step them; 0 steps them in this one.
         video: keep the frames of each run's first episode.
         alive: called between steps, for the heartbeat.
+        interrupted: asked between steps; true abandons the evaluation.
     """
 
     def __init__(
-        self, specs: Sequence[RunSpec], workers: int, video: bool = False, alive: Callable[[], None] = lambda: None
+        self,
+        specs: Sequence[RunSpec],
+        workers: int,
+        video: bool = False,
+        alive: Callable[[], None] = lambda: None,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.specs = list(specs)
         self.episodes = specs[0].eval_episodes
-        self.alive = alive
+        self.alive, self.interrupted = alive, interrupted
         self.video = video
         tasks = [spec.task for spec in specs for _ in range(self.episodes)]
         repeats = [spec.action_repeat for spec in specs for _ in range(self.episodes)]
@@ -55,6 +65,9 @@ class Evaluator:
 
         Returns:
             For each run a row for each episode: episode, return, success (at its last agent step), length.
+
+        Raises:
+            Abandoned: it was interrupted.
         """
         runs, total = len(self.specs), len(self.specs) * self.episodes
         shape = (runs, self.episodes)
@@ -68,6 +81,8 @@ class Evaluator:
         first, going = np.ones(total, dtype=bool), np.arange(total)
         self.frames = [[] for _ in self.specs]
         while len(going):
+            if self.interrupted():
+                raise Abandoned
             self._film(going)
             shown = torch.from_numpy(obs.reshape(*shape, *obs.shape[1:])).to(device)
             action = agent.act(shown, torch.from_numpy(first.reshape(shape)).to(device), explore=False)

@@ -22,7 +22,7 @@ from agents.registry import get as get_agent
 from bench import agent_spec, checkpoint, contract, pretrained
 from bench.collector import Collector
 from bench.errors import UserError
-from bench.evaluation import Evaluator
+from bench.evaluation import Abandoned, Evaluator
 from bench.failures import NaNError, RunsFailed
 from bench.progress import Monitor
 from bench.replay import Replay
@@ -108,6 +108,7 @@ class Fleet:
         self._log_positions: list[int | None] = [None] * len(runs)
         self.failures: dict[int, BaseException] = {}
         self._clock = self._saved_at = time.monotonic()
+        self._saved_at_steps = -1
 
     # The loop
 
@@ -132,7 +133,8 @@ class Fleet:
                 self._checkpoint()
                 return False
             if self._evaluation_due():
-                self._evaluate()
+                if not self._evaluate():
+                    return False
                 continue
             if counters.agent_steps >= spec.budget_agent_steps:
                 self._checkpoint()
@@ -252,15 +254,22 @@ class Fleet:
         if self.options.video:
             try:
                 # OpenGL is settled when a process loads MuJoCo, so frames come from a process of their own.
-                return Evaluator(self.specs, max(1, workers), True, self._tick)
+                return Evaluator(self.specs, max(1, workers), True, self._tick, self.interrupted)
             except UserError as error:
                 self.monitor.note(f"no videos, training goes on: {error}")
-        return Evaluator(self.specs, workers, alive=self._tick)
+        return Evaluator(self.specs, workers, alive=self._tick, interrupted=self.interrupted)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Evaluate every run; false if interrupted. It may take long, so there is always a checkpoint from which it can
+        be done anew: the agent's noise in evaluation goes on from one to the next."""
+        if self._saved_at_steps != self.counters.agent_steps:
+            self._checkpoint()
         if self.evaluator is None:
             self.evaluator = self._make_evaluator()
-        results = self.evaluator.evaluate(self.agent, self.device, self.counters.agent_steps)
+        try:
+            results = self.evaluator.evaluate(self.agent, self.device, self.counters.agent_steps)
+        except Abandoned:
+            return False
         self._tick()
         for run, (run_dir, rows) in enumerate(zip(self.dirs, results, strict=True)):
             if any(math.isnan(row["return"]) for row in rows):
@@ -277,6 +286,7 @@ class Fleet:
                 path.parent.mkdir(exist_ok=True)
                 write_mp4(path, np.stack(self.evaluator.frames[run]), VIDEO_FPS)
         self.counters.evaluated_at = self.counters.agent_steps
+        return True
 
     # Checkpoints
 
@@ -301,10 +311,10 @@ class Fleet:
             checkpoint.save(run_dir, counters.agent_steps, state)
             # The two checkpoints that are kept may need episodes from before the older one, and nothing earlier.
             older = self._log_positions[run]
-            if older is not None:
+            if older is not None and self._saved_at_steps != counters.agent_steps:
                 log.discard_before(older, self.agent.replay.capacity)
             self._log_positions[run] = log.position()
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_at_steps = time.monotonic(), counters.agent_steps
 
     def _resume(self) -> bool:
         """Go on from the newest checkpoint that all runs share; false where there is none."""
@@ -330,6 +340,7 @@ class Fleet:
             logged_at=states[0]["logged_at"],
             wall_s=[state["wall_s"] for state in states],
         )
+        self._saved_at_steps = steps
         self.monitor.resumed(steps)
         return True
 

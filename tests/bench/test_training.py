@@ -20,6 +20,7 @@ import torch
 from agents.registry import resolve_hyperparameters
 from bench import checkpoint
 from bench.errors import UserError
+from bench.evaluation import Evaluator
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
@@ -89,7 +90,8 @@ def test_an_interrupted_run_equals_one_that_never_was(agent: str, tmp_path: Path
     assert {row["length"] for row in rows} == {"500"}
 
     run = RunDir.create(tmp_path / "parts", spec(agent))
-    for calls in (1, 3, 520, 30, 100):  # before anything, mid-episode, just past the burst, ...
+    # Before anything, in the first evaluation, after it, mid-episode, in the second evaluation, past the burst, ...
+    for calls in (1, 250, 520, 30, 400, 655, 100):
         assert train_runs([run], options(), None, after(calls)) == EXIT_INTERRUPTED
         assert run.progress().state == "pending"
     assert train_runs([run], options(), None, never) == EXIT_DONE
@@ -99,7 +101,32 @@ def test_an_interrupted_run_equals_one_that_never_was(agent: str, tmp_path: Path
     assert final[1] is not None
     for part in ("agent", "replay", "collector", "random_actions"):
         assert_equal(final[0][part], final[1][part], part)
-    assert len(run.info()["attempts"]) == 6
+    assert len(run.info()["attempts"]) == 8
+
+
+def test_an_interrupted_evaluation_is_done_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops within a step, and the run goes on from the checkpoint right before it."""
+    short = spec("tdmpc2", budget_env_steps=100, eval_every_env_steps=50, eval_episodes=1)
+    (whole,) = train(tmp_path / "whole", [short])
+    run = RunDir.create(tmp_path / "parts", short)
+    begun: list[int] = []
+    evaluate = Evaluator.evaluate
+
+    def stops_in_it(self: Evaluator, agent: Any, device: torch.device, agent_steps: int) -> Any:
+        begun.append(agent_steps)
+        self.interrupted = after(100)
+        return evaluate(self, agent, device, agent_steps)
+
+    for agent_steps in (0, 25, 50):
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "evaluate", stops_in_it)
+            assert train_runs([run], options(), None, never) == EXIT_INTERRUPTED
+        assert begun.pop() == agent_steps
+        assert checkpoint.saved(run)[-1] == agent_steps
+        if agent_steps < 50:  # just past this evaluation, so that it counts
+            assert train_runs([run], options(), None, after(502)) == EXIT_INTERRUPTED
+    assert train_runs([run], options(), None, never) == EXIT_DONE
+    assert evaluations(run) == evaluations(whole)
 
 
 def assert_equal(left: Any, right: Any, where: str) -> None:

@@ -44,9 +44,10 @@ def test_at_its_time_limit_a_job_checkpoints_and_queues_again(
     write: Write, results: Path, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
     sweep = load(write, REAL)
-    launched = start(sweep, results, executor(tmp_path, time_h=2 / 60, signal_s=25))
+    # Room enough to start, checkpoint and queue again on a machine where much else runs.
+    launched = start(sweep, results, executor(tmp_path, time_h=4 / 60, signal_s=60))
     (run,) = run_dirs(sweep, results)
-    wait_for(lambda: went_on(run), 240.0, lambda: (attempts(run), slurm_state.states(launched)))
+    wait_for(lambda: went_on(run), 600.0, lambda: (attempts(run), slurm_state.states(launched)))
     first = attempts(run)[0]
     assert first["outcome"] == "interrupted"
     assert first["from_agent_steps"] == 0
