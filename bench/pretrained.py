@@ -179,21 +179,27 @@ def check_agent(agent: str) -> None:
         raise UserError(f"{agent} cannot start from a checkpoint: only {AGENT} can")
 
 
+def lack(init: Init) -> str | None:
+    """What is missing for a run that starts now, and what gets it; None where its checkpoint is there."""
+    path = Path(init.path)
+    if path.exists():
+        return None
+    published = next((model for model in published_models().values() if path.match(model.path)), None)
+    if published is None:
+        return f"no checkpoint {path}: give an authors' file (.pt), a run directory or one of its checkpoints"
+    folder = path.parent.parent
+    where = "" if folder == MODELS.absolute() else f" -o {folder}"
+    return f"the checkpoint {path} is not here: `bench models download {published.name}{where}` gets it"
+
+
 def check_here(init: Init) -> None:
     """Whether the checkpoint that a run starts from is there.
 
     Raises:
         UserError: it is not; says what gets it.
     """
-    path = Path(init.path)
-    if path.exists():
-        return
-    published = next((model for model in published_models().values() if path.match(model.path)), None)
-    if published is None:
-        raise UserError(f"no checkpoint {path}: give an authors' file (.pt), a run directory or one of its checkpoints")
-    folder = path.parent.parent
-    where = "" if folder == MODELS.absolute() else f" -o {folder}"
-    raise UserError(f"the checkpoint {path} is not here: `bench models download {published.name}{where}` gets it")
+    if (lacking := lack(init)) is not None:
+        raise UserError(lacking)
 
 
 def check_unchanged(init: Init) -> None:

@@ -34,7 +34,7 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a sweep, what is already done, and what the rest will cost. Starts nothing."""
-    sweep, executor = _load(file, cluster, assignments)
+    sweep, executor = _load(file, cluster, assignments, results)
     made, costs, total = _plan(sweep, results, executor)
     if as_json:
         from sweeps import cost
@@ -46,14 +46,14 @@ def plan_command(
         plan_text.show(text.console(), made, costs, total)
 
 
-def _load(file: Path, cluster: str | None, assignments: list[str] | None) -> tuple[Sweep, Executor]:
+def _load(file: Path, cluster: str | None, assignments: list[str] | None, results: Path) -> tuple[Sweep, Executor]:
     """The sweep with its resources as they will be where it runs, and what runs it."""
     from dataclasses import replace
 
     from sweeps import executors, expand
 
     of_sweep, of_profile = executors.split_assignments(assignments or ())
-    sweep, executor = expand.load(file, of_sweep), executors.choose(cluster, of_profile)
+    sweep, executor = expand.load(file, of_sweep, results), executors.choose(cluster, of_profile)
     return replace(sweep, resources=executor.planned(sweep.resources)), executor
 
 
@@ -82,7 +82,7 @@ def launch_command(
     ] = None,
 ) -> None:
     """Start every run that is neither done nor running nor failed; returns at once unless told to wait."""
-    sweep, executor = _load(file, cluster, assignments)
+    sweep, executor = _load(file, cluster, assignments, results)
     if dry_run or max_gpu_hours is not None:
         from sweeps import cost, plan_text, text
 
@@ -121,7 +121,7 @@ def retry_command(
     from sweeps import failures, plan, retry
 
     failures.check_classes(classes or ())
-    sweep, executor = _load(file, cluster, assignments)
+    sweep, executor = _load(file, cluster, assignments, results)
     retry.check_assignments(assignments or (), plan.sweep_folder(sweep.name, results))
     _launch(sweep, results, executor, wait, retry.wanted(failed or not stale, stale, run or (), classes or ()))
 

@@ -24,7 +24,7 @@ def _reader(target: Path, results: Path, assignments: list[str] | None) -> tuple
 
     if target.is_dir():
         return target, lambda: state.read_folder(target)
-    sweep = expand.load(target, assignments or ())
+    sweep = expand.load(target, assignments or (), results)
     folder = plan.sweep_folder(sweep.name, results)
     return folder, lambda: state.read_all(folder, sweep.runs)
 

@@ -13,7 +13,7 @@ from bench.errors import UserError
 from bench.runspec import RunSpec
 from sweeps import plan
 from sweeps.measured import Measurement, by_configuration, sources
-from sweeps.plan import Fleet, Plan, counts, replay_bytes, run_json
+from sweeps.plan import Fleet, Plan, counts, lacking, replay_bytes, run_json
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,7 @@ def plan_json(made: Plan, costs: Sequence[FleetCost], cost: Total) -> dict[str, 
         "device": cost.device,
         "slots": cost.slots,
         "counts": counts(made.runs),
+        "lacking": lacking(todo),
         "env_steps": sum(run.left * run.spec.action_repeat for run in todo if run.spec.offline is None),
         "agent_steps": sum(run.left for run in todo if run.spec.offline is None),
         "updates": sum(run.left for run in todo if run.spec.offline is not None),

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from agents import registry
 from bench import tasks as task_table
 from bench.envs import check_supported
 from bench.errors import UserError, unknown
-from bench.runspec import RunSpec
+from bench.runspec import Init, RunSpec
 from bench.tasks import Task
 from sweeps import spec
 from sweeps.document import Document, KeyPath
@@ -23,6 +23,9 @@ from sweeps.spec import AgentChoice, Exclusion, Resources, SweepFile
 
 ANY_AGENT = "agent"
 """First part of an override that holds for every agent with that hyperparameter."""
+
+Resolver = Callable[[Mapping[str, Any], Task], tuple[dict[str, Any], Init | None]]
+"""Settings of an agent entry and a task -> all hyperparameters, and the checkpoint that the run starts from."""
 
 LABEL_CHARS = 32
 """A label made from overrides is cut at this length, with a hash behind it."""
@@ -37,6 +40,8 @@ class Variant:
     obs: str
     hyperparameters: dict[str, dict[str, Any]]
     """By the task's name."""
+    init: dict[str, Init | None]
+    """The checkpoint that runs start from, by the task's name."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,20 @@ class _Setting:
     where: KeyPath
 
 
-def load(path: Path, assignments: Sequence[str] = ()) -> Sweep:
+def load(path: Path, assignments: Sequence[str] = (), results: Path = Path("results")) -> Sweep:
     """Read a sweep file and expand it.
 
     Args:
         path: the YAML file.
         assignments: `key=value` put over the file.
+        results: where its runs lie, in `results/<name>/`: those that started from a checkpoint remember which it was.
 
     Raises:
         UserError: one line that names the file, the key and the valid choices.
     """
     doc, sweep = spec.read(path, assignments)
     tasks = _tasks(doc, ("tasks",), sweep.tasks)
-    variants = _variants(doc, sweep, tasks)
+    variants = _variants(doc, sweep, tasks, results / sweep.name)
     budgets = _budgets(doc, sweep, tasks)
     runs = [
         _run(sweep, variant, task, budgets[task.name], seed)
@@ -153,6 +159,7 @@ def _run(sweep: SweepFile, variant: Variant, task: Task, budget_env_steps: int, 
     return RunSpec(
         agent=variant.agent,
         hyperparameters=variant.hyperparameters[task.name],
+        init=variant.init[task.name],
         variant=variant.label,
         task=task.name,
         domain=task.domain,
@@ -188,8 +195,8 @@ def _without(doc: Document, index: int, exclusion: Exclusion, runs: Sequence[Run
     return kept
 
 
-def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Variant]:
-    """Every agent entry × its combinations of the grid, resolved for each task."""
+def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task], folder: Path) -> list[Variant]:
+    """Every agent entry × its combinations of the grid, resolved for each task; `folder` has the sweep's runs."""
     entries = []
     for index, choice in enumerate(sweep.agents):
         where = spec.agent_path(doc, index)
@@ -211,6 +218,7 @@ def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Va
             obs = registry.choose_obs_kind(choice.agent, choice.obs)
         except UserError as error:
             raise doc.error((*where, "obs"), error) from error
+        resolver = _resolver(doc, where, choice, obs, folder)
         own = _own_settings(doc, where, choice)
         fixed = own + [
             _Setting(key.rpartition(".")[2], sweep.overrides[key], ("overrides", key))
@@ -226,9 +234,12 @@ def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task]) -> list[Va
             if choice.agent in targets
         ]
         for combination in itertools.product(*axes):
-            resolved = {task.name: _resolve(doc, choice, where, [*fixed, *combination], task, obs) for task in tasks}
-            label = _label(choice, resolved, fixed, combination, tasks, obs)
-            variants.append(Variant(choice.agent, label, obs, resolved))
+            found = {task.name: _resolve(doc, where, [*fixed, *combination], task, resolver) for task in tasks}
+            resolved = {name: hyperparameters for name, (hyperparameters, _) in found.items()}
+            label = _label(choice, resolved, fixed, combination, tasks, resolver)
+            variants.append(
+                Variant(choice.agent, label, obs, resolved, {name: init for name, (_, init) in found.items()})
+            )
     _check_distinct(doc, variants)
     return variants
 
@@ -256,17 +267,37 @@ def _targets(doc: Document, where: KeyPath, key: str, names: Sequence[str]) -> s
     return targets
 
 
+def _resolver(doc: Document, where: KeyPath, choice: AgentChoice, obs: str, folder: Path) -> Resolver:
+    """What turns an entry's settings into all hyperparameters of a run on a task, and names the checkpoint it starts
+    from."""
+    init_task = choice.init_task or {}
+    if choice.init is None:
+        if init_task:
+            raise doc.error((*where, "init_task"), "there is no checkpoint that it could be a task of: give init")
+        return lambda values, task: (registry.resolve_hyperparameters(choice.agent, values, task, obs), None)
+    from bench import pretrained
+
+    for name in init_task:
+        if name != spec.EVERY:
+            _tasks(doc, (*where, "init_task", name), [name])
+    try:
+        pretrained.check_agent(choice.agent)
+        source = pretrained.Source(Path(choice.init), begun=folder / choice.agent)
+    except UserError as error:
+        raise doc.error((*where, "init"), error) from error
+    return lambda values, task: source.resolve(values, task, obs, init_task.get(task.name, init_task.get(spec.EVERY)))
+
+
 def _resolve(
-    doc: Document, choice: AgentChoice, where: KeyPath, settings: Sequence[_Setting], task: Task, obs: str
-) -> dict[str, Any]:
+    doc: Document, where: KeyPath, settings: Sequence[_Setting], task: Task, resolver: Resolver
+) -> tuple[dict[str, Any], Init | None]:
     """All hyperparameters of an agent on a task; a mistake is named at the key it came from. A later setting wins."""
     try:
-        values = {setting.key: setting.value for setting in settings}
-        return registry.resolve_hyperparameters(choice.agent, values, task, obs)
+        return resolver({setting.key: setting.value for setting in settings}, task)
     except UserError as error:
         for setting in settings:
             try:
-                registry.resolve_hyperparameters(choice.agent, {setting.key: setting.value}, task, obs)
+                resolver({setting.key: setting.value}, task)
             except UserError as cause:
                 raise doc.error(setting.where, cause) from cause
         raise doc.error(where, error) from error
@@ -278,20 +309,22 @@ def _label(
     fixed: Sequence[_Setting],
     combination: Sequence[_Setting],
     tasks: Sequence[Task],
-    obs: str,
+    resolver: Resolver,
 ) -> str:
-    """The variant's name: as given, with its place in the grid; else what was set to other values than the defaults.
+    """The variant's name: as given, with its place in the grid; else its checkpoint, and what was set to other values
+    than the defaults.
 
     A value that is the default on some tasks alone is no default.
     """
     values = resolved[tasks[0].name]
     if choice.variant is not None:
         return ",".join([choice.variant, *(f"{s.key}={values[s.key]}" for s in combination)])
-    defaults = {task.name: registry.resolve_hyperparameters(choice.agent, {}, task, obs) for task in tasks}
+    defaults = {task.name: resolver({}, task)[0] for task in tasks}
     in_grid = {setting.key for setting in combination}
     keys = dict.fromkeys(setting.key for setting in (*fixed, *combination))
     changed = {key for key in keys if any(resolved[task][key] != defaults[task][key] for task in resolved)}
-    parts = [f"{key}={values[key]}" for key in keys if key in in_grid or key in changed]
+    parts = [] if choice.init is None else [f"init={Path(choice.init).stem}"]
+    parts += [f"{key}={values[key]}" for key in keys if key in in_grid or key in changed]
     label = ",".join(parts) or "default"
     if len(label) <= LABEL_CHARS:
         return label

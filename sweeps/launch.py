@@ -82,6 +82,7 @@ def launch(
         UserError: the folder cannot be written, or the slots cannot be started.
     """
     folder = plan.sweep_folder(sweep.name, results)
+    _check_checkpoints([run for run in state.read_all(folder, sweep.runs) if wanted(run)])
     try:
         (folder / ".launch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -119,6 +120,7 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor) -> list[str]:
     folder = plan.sweep_folder(sweep.name, results)
     runs = state.read_all(folder, sweep.runs)
     start = _to_start(runs, _busy(record.live(folder), runs), plan.is_startable)
+    _check_checkpoints(start)
     fleets = plan.group(sweep, start, measured.read(results))
     if not fleets:
         return []
@@ -127,6 +129,16 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor) -> list[str]:
     return executor.scripts(
         root / record.new_name(), str(code), executor.place(sweep.resources, [fleet.pack for fleet in fleets])
     )
+
+
+def _check_checkpoints(start: Sequence[RunState]) -> None:
+    """Whether the checkpoints that runs start from are here; once they have their own, they need no other.
+
+    Raises:
+        UserError: they are not; says what gets them.
+    """
+    if lines := plan.lacking(start):
+        raise UserError(f"{lines[0]}; nothing was started")
 
 
 def _to_start(

@@ -109,6 +109,18 @@ def make(sweep: Sweep, results: Path, measured: Sequence[Measurement] = ()) -> P
     return Plan(sweep, folder, tuple(runs), tuple(group(sweep, filter(is_startable, runs), measured)))
 
 
+def lacking(runs: Iterable[RunState]) -> list[str]:
+    """What is missing for runs that would start now from checkpoints which are not here; each once."""
+    found: dict[str, None] = {}
+    for run in runs:
+        if run.spec.init is not None and not run.directory.newest_checkpoint():
+            from bench import pretrained
+
+            if (line := pretrained.lack(run.spec.init)) is not None:
+                found[line] = None
+    return list(found)
+
+
 def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement] = ()) -> list[Fleet]:
     """Put runs together that may train as one fleet, in equal shares of the size that `sizing` gives.
 

@@ -40,6 +40,8 @@ def show(out: Console, made: Plan, costs: Sequence[FleetCost], cost: Total) -> N
         f"{cost.device}; worker {' '.join(worker_options(made.sweep.resources))}",
         soft_wrap=True,
     )
+    for line in plan.lacking(run for item in costs for run in item.fleet.runs):
+        out.print(f"Before a launch: {line}", soft_wrap=True)
     show_grouping(out, made.fleets)
     out.print(_by_fleet(costs) if len(costs) <= MOST_FLEETS_SHOWN else _by_domain(costs))
     _show_totals(out, made, costs, cost)

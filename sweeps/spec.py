@@ -43,6 +43,11 @@ def _by_name(value: Any) -> Any:
     return value if isinstance(value, dict) or value is None else {EVERY: value}
 
 
+def _name(value: Any) -> Any:
+    """A number stands for its digits: the place of a task whose name is not known."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _fleet_size(value: Any) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
@@ -57,6 +62,7 @@ Count = Annotated[int, BeforeValidator(number), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(number), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(number), Field(gt=0)]
 FleetSize = Annotated[int | Literal["auto"], PlainValidator(_fleet_size)]
+Name = Annotated[str, BeforeValidator(_name), Field(min_length=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
@@ -75,6 +81,10 @@ class AgentChoice(Part):
     obs: Literal["state", "rgb"] | None = None
     """Kind of observation; the agent's first where it is not given."""
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    init: Annotated[str, Field(min_length=1)] | None = None
+    """Checkpoint to finetune: an authors' file, a run directory or one of its checkpoints (from the working folder)."""
+    init_task: Annotated[dict[str, Name] | None, BeforeValidator(_by_name)] = None
+    """Of a multi-task checkpoint: the task (or its number) whose embedding the new one starts from; one, or by task."""
 
 
 class Exclusion(Part):

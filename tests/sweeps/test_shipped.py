@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,16 @@ def test_paper_visual_is_the_papers_protocol() -> None:
     assert len(sweep.runs) == 5 * 10 * 3
     assert {run.agent for run in sweep.runs} == {"tdmpc2", "dreamerv3", "drqv2", "curl", "tdmpc"}
     assert {(run.obs, run.budget_env_steps) for run in sweep.runs} == {("rgb", 2_000_000)}
+
+
+def test_finetune_is_the_papers_protocol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Few-shot learning of ten held-out tasks, finetuned beside from scratch; planned without the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    sweep = expand.load(FOLDER / "finetune.yaml")
+    assert len(sweep.runs) == 2 * 10 * 3
+    assert Counter(run.domain for run in sweep.runs) == {"dmcontrol": 30, "metaworld": 30}
+    assert {run.task for run in sweep.runs} <= {task.name for task in tasks_of(["mt80"])}
+    assert {(run.budget_env_steps, run.hyperparameters["model_size"]) for run in sweep.runs} == {(20_000, 19)}
+    assert {run.variant: run.init is not None for run in sweep.runs} == {"finetuned": True, "scratch": False}
+    (line,) = plan.lacking(plan.make(sweep, tmp_path).runs)
+    assert line.endswith("`bench models download mt70-19M` gets it")
