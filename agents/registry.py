@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from agents.presets import Preset
 from bench.errors import UserError, unknown
 from bench.tasks import Task
 
@@ -231,6 +232,29 @@ def task_defaults(name: str, task: Task | None, obs: str) -> dict[str, Any]:
     return defaults
 
 
+def presets(name: str) -> Mapping[str, Preset]:
+    """An agent's named sets of hyperparameters; the first is its defaults. A user's agent need not have any."""
+    found: Mapping[str, Preset] = getattr(get(name).hyperparameters_model(), "presets", {})
+    return found
+
+
+def settable(name: str) -> list[str]:
+    """What a user may set of an agent: its hyperparameters, and `preset` where it has any."""
+    return [*get(name).hyperparameters_model().model_fields, *(["preset"] if presets(name) else [])]
+
+
+def _with_preset(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user set, with the values of a preset in place of its name."""
+    given, known = dict(overrides), presets(name)
+    if "preset" not in given or not known:
+        return given
+    if given["preset"] not in known:
+        raise unknown(f"preset of {name}", str(given["preset"]), known)
+    if "preset" in get(name).hyperparameters_model().model_fields:
+        return given  # the model has it as a hyperparameter, and fills in the values itself
+    return {**known[given.pop("preset")].values, **given}
+
+
 def resolve_hyperparameters(
     name: str, overrides: Mapping[str, Any], task: Task | None = None, obs: str = "state"
 ) -> dict[str, Any]:
@@ -238,7 +262,7 @@ def resolve_hyperparameters(
 
     Args:
         name: the agent.
-        overrides: values that the user set.
+        overrides: values that the user set; `preset` stands for those of one of its presets.
         task: the task that it will learn; None leaves out what the agent sets by the task.
         obs: observation kind, "state" or "rgb".
 
@@ -246,11 +270,12 @@ def resolve_hyperparameters(
         UserError: an unknown agent or key, or a value of the wrong type or out of range.
     """
     model = get(name).hyperparameters_model()
-    for key in overrides:
+    given = _with_preset(name, overrides)
+    for key in given:
         if key not in model.model_fields:
-            raise unknown(f"hyperparameter of {name}", key, model.model_fields)
+            raise unknown(f"hyperparameter of {name}", key, settable(name))
     try:
-        values: dict[str, Any] = model(**(task_defaults(name, task, obs) | dict(overrides))).model_dump(mode="json")
+        values: dict[str, Any] = model(**(task_defaults(name, task, obs) | given)).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "hyperparameters"

@@ -3,6 +3,16 @@
 Haarnoja et al. 2018 (arXiv 1812.05905), with the networks, constants and order of updates of pytorch_sac. From pixels
 it is the agent that CURL builds upon, without crops and contrastive loss: convolutions that actor and critics share and
 only the critics' loss trains, and a linear trunk with LayerNorm for each of the two.
+
+What differs from pytorch_sac:
+- batches of 512, as the TD-MPC2 paper says of its SAC (`preset=authors` has their 1024);
+- the action repeat is the task table's (theirs has none), and so are the steps; replay keeps a million transitions
+  whatever the budget;
+- evaluation has environments of its own, and comes at fixed agent steps, the first and the last included (theirs
+  evaluates in the training environment, between episodes only);
+- an update follows the environment's step instead of preceding it, as everywhere in this suite;
+- from pixels, which theirs cannot: the settings of CURL.
+
 Shapes: R runs, N environments, B batch, O observation, F features, A action, Q = 2 critics, H hidden.
 """
 

@@ -9,6 +9,7 @@ Differences from the authors' program:
   run further on, so the schedule cannot depend on it (`lr_decay_agent_steps` changes it).
 - The action repeat is the task table's: 1 on MyoSuite, where the authors have 2. Meta-World and ManiSkill2, which they
   do not have, follow their rules: one update for each env step, discount by the length of an episode.
+- Success is that of an episode's last step, as everywhere in this suite; theirs is that of any step.
 - One step of returns only.
 
 Shapes: R runs, N environments, B batch, O observation, A action, K critics, V bins.

@@ -255,7 +255,7 @@ def _targets(doc: Document, where: KeyPath, key: str, names: Sequence[str]) -> s
     if not dot or (scope != ANY_AGENT and scope not in names):
         scopes = [f"{scope}.<hyperparameter>" for scope in (ANY_AGENT, *dict.fromkeys(names))]
         raise doc.error(where, f"must be one of {', '.join(scopes)}")
-    fields = {name: registry.get(name).hyperparameters_model().model_fields for name in names}
+    fields = {name: registry.settable(name) for name in names}
     if scope != ANY_AGENT:
         if field not in fields[scope]:
             raise doc.error(where, unknown(f"hyperparameter of {scope}", field, fields[scope]))
@@ -316,15 +316,18 @@ def _label(
 
     A value that is the default on some tasks alone is no default.
     """
-    values = resolved[tasks[0].name]
+    given = {setting.key: setting.value for setting in (*fixed, *combination)}
+    values = given | resolved[tasks[0].name]  # a preset is no hyperparameter, but what it stands for
     if choice.variant is not None:
         return ",".join([choice.variant, *(f"{s.key}={values[s.key]}" for s in combination)])
     defaults = {task.name: resolver({}, task)[0] for task in tasks}
     in_grid = {setting.key for setting in combination}
-    keys = dict.fromkeys(setting.key for setting in (*fixed, *combination))
-    changed = {key for key in keys if any(resolved[task][key] != defaults[task][key] for task in resolved)}
+    plain = {"preset": next(iter(registry.presets(choice.agent)), None)}
+    changed = {
+        key for key in given if any((given | resolved[task])[key] != (plain | defaults[task])[key] for task in resolved)
+    }
     parts = [] if choice.init is None else [f"init={Path(choice.init).stem}"]
-    parts += [f"{key}={values[key]}" for key in keys if key in in_grid or key in changed]
+    parts += [f"{key}={values[key]}" for key in given if key in in_grid or key in changed]
     label = ",".join(parts) or "default"
     if len(label) <= LABEL_CHARS:
         return label

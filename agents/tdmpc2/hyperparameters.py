@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.presets import Preset
 from bench.errors import UserError
 from bench.tasks import Task
 
@@ -69,6 +71,11 @@ class Hyperparameters(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "current": Preset("the authors' current algorithm, with the paper's constants"),
+        "paper": Preset("the algorithm of the paper", PAPER),
+    }
 
     preset: Literal["current", "paper"] = "current"
     """The authors' current algorithm, or that of the paper: with squashed_entropy and lasting_dropout."""

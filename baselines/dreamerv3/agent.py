@@ -5,7 +5,9 @@ What differs from the authors' code, in both generations:
 - The train ratio counts agent steps; theirs counts the observations of resets too (0.2 % of DMControl's). A time limit
   is never taught as an end: theirs does so outside DMControl. Replay evicts whole episodes and keeps clipped actions,
   which the model would clip anyway. The first observation of an environment's whole stream is never learned from.
-- Evaluation takes tanh of the policy's mean as all agents here do; theirs draws (`evaluate_with: sample`).
+- Evaluation takes tanh of the policy's mean as all agents here do; theirs draws (`evaluate_with: sample`), and its
+  published curves are returns of training episodes.
+- One training environment unless a sweep says otherwise (`num_envs`); theirs has 4 in 2023 and 16 in 2024.
 2024 besides:
 - The recurrent state before a sequence is built up over `burn_in` observations, where theirs keeps the latents of every
   observation in replay and renews them: those would have to be in every checkpoint for a run to go on exactly.

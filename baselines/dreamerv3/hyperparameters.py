@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from agents.presets import Preset
 
 
 def _sizes_2023(deter: int, units: int, layers: int, cnn_depth: int) -> dict[str, int]:
@@ -72,6 +75,11 @@ class Hyperparameters(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("what the TD-MPC2 paper compares with: generation 2023, small, train ratio 512"),
+        "nature": Preset("the reworked algorithm of the Nature article, at size 12M", {"generation": 2024}),
+    }
 
     generation: Literal[2023, 2024] = 2023
     """Which DreamerV3: that of the first preprint (2023), or the reworked one of the Nature article (2024)."""

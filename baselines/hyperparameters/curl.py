@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from agents.presets import Preset
 from baselines.hyperparameters.sac import SAC
 from bench.tasks import Task
 
@@ -16,6 +18,14 @@ class CURL(SAC):
     Their code has 32 transitions in a batch by default and 128 in its script; the paper says 512 and so did they later.
     The action repeat is the task table's; theirs was 8 for cartpole, 2 for finger and walker, 4 elsewhere.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("batches of 512, as the authors say of their final runs; a lower learning rate on cheetah"),
+        "script": Preset(
+            "the script in the authors' repository: batches of 128, one learning rate for every task",
+            {"batch_size": 128, "actor_lr": 1e-3, "critic_lr": 1e-3, "encoder_lr": 1e-3},
+        ),
+    }
 
     batch_size: int = Field(default=512, ge=2)
     """Transitions in a batch, for each run. Each is the negative of all others in the contrastive loss."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.presets import Preset
 from bench.tasks import Task
 
 EASY = frozenset(
@@ -28,6 +30,10 @@ class DrQv2(BaseModel):
     """DrQ-v2 (Yarats et al. 2021): the authors' settings for a task of medium difficulty."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("the authors' settings by difficulty class and task"),
+    }
 
     batch_size: int = Field(default=256, ge=1)
     """Slices of `n_step` transitions in a batch, for each run."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.presets import Preset
 from bench.tasks import Task
 
 
@@ -19,6 +21,11 @@ class SAC(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("as the TD-MPC2 paper says of its SAC: batches of 512"),
+        "authors": Preset("pytorch_sac to the letter: batches of 1024", {"batch_size": 1024}),
+    }
 
     batch_size: int = Field(default=512, ge=1)
     """Transitions in a batch, for each run."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.presets import Preset
 from bench.tasks import Task
 
 SOURCE_ENV_STEPS = 1_000_000
@@ -20,6 +22,10 @@ class SimbaV2(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("the authors' settings for online learning, one update for each env step"),
+    }
 
     batch_size: int = Field(default=256, ge=1)
     """Transitions in a batch, for each run."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.presets import Preset
 from bench.tasks import Task
 
 DOMAIN_SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -38,6 +39,11 @@ class Hyperparameters(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset("the authors' settings by the body, and for images those of their curves to 3M env steps"),
+        "pixels-100k": Preset("the authors' table from images at 100k env steps", {"lr": 1e-3, "batch_size": 512}),
+    }
 
     # Architecture
     enc_dim: int = Field(default=256, ge=1)

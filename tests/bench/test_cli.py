@@ -13,7 +13,14 @@ import pytest
 from bench.errors import UserError
 from bench.overrides import parse_overrides
 
-READ_COMMANDS = (["--help"], ["tasks"], ["tasks", "--json"], ["agents"], ["agents", "--json"], ["sweep", "--help"])
+READ_COMMANDS = (
+    ["--help"],
+    ["tasks"],
+    ["tasks", "--json"],
+    ["agents"],
+    ["agents", "--json"],
+    ["agents", "show", "sac"],
+)
 
 
 def bench(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -61,6 +61,22 @@ def test_grid(write: Callable[[str], Path]) -> None:
     ]
 
 
+def test_presets(write: Callable[[str], Path]) -> None:
+    text = "name: x\nagents: [sac, tdmpc2]\ntasks: [cup-catch]\nseeds: 1\n"
+    grid = expand.load(write(text + "grid: {sac.preset: [paper, authors]}\n")).runs
+    assert [(run.agent, run.variant) for run in grid] == [
+        ("sac", "preset=paper"),
+        ("sac", "preset=authors"),
+        ("tdmpc2", "default"),
+    ]
+    assert [run.hyperparameters["batch_size"] for run in grid[:2]] == [512, 1024]
+    assert grid[0].hash == expand.load(write(text)).runs[0].hash  # a preset is what it stands for, and no more
+    everywhere = expand.load(write(text), ["agent.preset=paper"]).runs
+    assert [run.variant for run in everywhere] == ["default", "preset=paper"]
+    with pytest.raises(UserError, match="unknown preset of sac 'autors': did you mean authors"):
+        expand.load(write(text), ["sac.preset=autors"])
+
+
 def test_budgets_and_exclusions(write: Callable[[str], Path]) -> None:
     text = (
         "name: x\nagents: [sac, tdmpc2]\ntasks: [cup-catch, mw-assembly, cup-catch, pendulum-swingup]\nseeds: 3\n"
