@@ -53,7 +53,13 @@ def main() -> int:
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     for run in runs:
-        run.begin_attempt({"device": "cpu", "fleet": len(runs), "options": sys.argv[end:], "pid": os.getpid()})
+        facts = {
+            "options": sys.argv[end:],
+            "pid": os.getpid(),
+            "mark": os.environ.get("MARK"),
+            "python": sys.executable,
+        }
+        run.begin_attempt({"device": "cpu", "fleet": len(runs), **facts})
         run.beat(env_steps=0, agent_steps_per_s=None, wall_s=0.0, **{"return": None})
     outcomes = []
     for run in runs:

