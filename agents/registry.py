@@ -243,6 +243,17 @@ def settable(name: str) -> list[str]:
     return [*get(name).hyperparameters_model().model_fields, *(["preset"] if presets(name) else [])]
 
 
+@cache
+def free_hyperparameters(name: str) -> frozenset[str]:
+    """Hyperparameters of an agent that change neither its speed nor its memory, as its model says by `free`; none of an
+    agent that is not here."""
+    try:
+        found: frozenset[str] = getattr(get(name).hyperparameters_model(), "free", frozenset())
+    except UserError:
+        return frozenset()
+    return found
+
+
 def _with_preset(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What the user set, with the values of a preset in place of its name."""
     given, known = dict(overrides), presets(name)

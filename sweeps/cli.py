@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sweeps.cost import FleetCost, Total
     from sweeps.executor import Executor
     from sweeps.expand import Sweep
+    from sweeps.measured import Measurement
     from sweeps.plan import Plan
     from sweeps.state import RunState
 
@@ -35,7 +36,9 @@ def plan_command(
 ) -> None:
     """Show the runs of a sweep, what is already done, and what the rest will cost. Starts nothing."""
     sweep, executor = _load(file, cluster, assignments, results)
-    made, costs, total = _plan(sweep, results, executor)
+    from sweeps import measured
+
+    made, costs, total = _plan(sweep, results, executor, measured.read(results))
     if as_json:
         from sweeps import cost
 
@@ -57,11 +60,13 @@ def _load(file: Path, cluster: str | None, assignments: list[str] | None, result
     return replace(sweep, resources=executor.planned(sweep.resources)), executor
 
 
-def _plan(sweep: Sweep, results: Path, executor: Executor) -> tuple[Plan, list[FleetCost], Total]:
-    """A sweep's plan, the cost of each fleet and of all together."""
-    from sweeps import cost, measured, plan
+def _plan(
+    sweep: Sweep, results: Path, executor: Executor, known: list[Measurement]
+) -> tuple[Plan, list[FleetCost], Total]:
+    """A sweep's plan, the cost of each fleet and of all together, from what was measured."""
+    from sweeps import cost, plan
 
-    known, device = measured.read(results), sweep.resources.device
+    device = sweep.resources.device
     made = plan.make(sweep, results, known)
     costs = cost.cost(made.fleets, device, known)
     return made, costs, cost.total(made, costs, device, known, executor.gpus_per_slot(sweep.resources))
@@ -82,26 +87,29 @@ def launch_command(
     ] = None,
 ) -> None:
     """Start every run that is neither done nor running nor failed; returns at once unless told to wait."""
+    from sweeps import measured
+
     sweep, executor = _load(file, cluster, assignments, results)
+    known = measured.read(results)  # once: below a large results folder it takes seconds
     if dry_run or max_gpu_hours is not None:
         from sweeps import cost, plan_text, text
 
-        made, costs, total = _plan(sweep, results, executor)
+        made, costs, total = _plan(sweep, results, executor, known)
         if dry_run:
             plan_text.show(text.console(), made, costs, total)
         if max_gpu_hours is not None:
             cost.check_gpu_hours(total, max_gpu_hours)
     if dry_run:
-        _show_scripts(sweep, results, executor)
+        _show_scripts(sweep, results, executor, known)
         return
-    _launch(sweep, results, executor, wait)
+    _launch(sweep, results, executor, wait, known=known)
 
 
-def _show_scripts(sweep: Sweep, results: Path, executor: Executor) -> None:
+def _show_scripts(sweep: Sweep, results: Path, executor: Executor, known: list[Measurement]) -> None:
     from sweeps import launch, text
 
     out = text.console()
-    for number, script in enumerate(launch.rehearse(sweep, results, executor), 1):
+    for number, script in enumerate(launch.rehearse(sweep, results, executor, known), 1):
         out.print(f"Submission {number}, given to sbatch:\n\n{script}", soft_wrap=True)
 
 
@@ -132,11 +140,12 @@ def _launch(
     executor: Executor,
     wait: bool,
     wanted: Callable[[RunState], bool] | None = None,
+    known: list[Measurement] | None = None,
 ) -> None:
     from sweeps import launch, plan, text
 
     out = text.console()
-    launched = launch.launch(sweep, results, executor, wanted or plan.is_startable)
+    launched = launch.launch(sweep, results, executor, wanted or plan.is_startable, known=known)
     described = executor.describe(launched.record) if launched.record else None
     text.show_launched(out, launched, described, str(sweep.path))
     if wait:

@@ -18,6 +18,7 @@ from bench.rundir import RunDir
 from sweeps import executors, measured, plan, record, snapshot, state
 from sweeps.executor import Executor, Placement
 from sweeps.expand import Sweep
+from sweeps.measured import Measurement
 from sweeps.plan import Fleet
 from sweeps.record import LaunchRecord
 from sweeps.spec import Resources
@@ -66,6 +67,7 @@ def launch(
     executor: Executor,
     wanted: Callable[[RunState], bool] = plan.is_startable,
     worker: Sequence[str] | None = None,
+    known: Sequence[Measurement] | None = None,
 ) -> Launched:
     """Start the runs of a sweep that are wanted and that nobody else has.
 
@@ -77,6 +79,7 @@ def launch(
         executor: runs the slots.
         wanted: which runs to start, by their state; a failed run that is wanted loses its failure.
         worker: command that trains the run directories given to it; `WORKER` where it is not given.
+        known: what was measured below the results folder; read where it is not given.
 
     Raises:
         UserError: the folder cannot be written, or the slots cannot be started.
@@ -87,7 +90,7 @@ def launch(
         (folder / ".launch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --results") from error
-    known = measured.read(results)
+    known = measured.read(results) if known is None else known
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
     with locked(folder / ".launch" / "lock"):
         live = record.live(folder)
@@ -108,7 +111,7 @@ def launch(
     )
 
 
-def rehearse(sweep: Sweep, results: Path, executor: Executor) -> list[str]:
+def rehearse(sweep: Sweep, results: Path, executor: Executor, known: Sequence[Measurement] | None = None) -> list[str]:
     """The scripts that a launch would submit, in order; none on this machine. Writes nothing.
 
     Only the time, in the launch's name, will be another.
@@ -121,7 +124,7 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor) -> list[str]:
     runs = state.read_all(folder, sweep.runs)
     start = _to_start(runs, _busy(record.live(folder), runs), plan.is_startable)
     _check_checkpoints(start)
-    fleets = plan.group(sweep, start, measured.read(results))
+    fleets = plan.group(sweep, start, measured.read(results) if known is None else known)
     if not fleets:
         return []
     root = folder.absolute() / ".launch"

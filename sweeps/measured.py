@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from agents import registry
 from bench.errors import UserError
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
@@ -54,13 +55,16 @@ class Measurement:
         return _configuration(self)
 
     def is_of(self, spec: RunSpec) -> bool:
-        """Whether it is of the same agent with the same hyperparameters, observation kind and environments."""
+        """Whether it is of the same agent, observation kind and environments, with the same hyperparameters but for
+        those that change neither speed nor memory (learning rates, discounts, …: an agent's `free`)."""
         return self.configuration == _configuration(spec)
 
 
 def _configuration(of: Measurement | RunSpec) -> str:
     offline = of.tasks if isinstance(of, Measurement) else of.offline.tasks if of.offline else ()
-    return json.dumps([of.agent, of.hyperparameters, of.obs, of.num_envs, offline], sort_keys=True)
+    free = registry.free_hyperparameters(of.agent)
+    decisive = {key: value for key, value in of.hyperparameters.items() if key not in free}
+    return json.dumps([of.agent, decisive, of.obs, of.num_envs, offline], sort_keys=True)
 
 
 def by_configuration(measurements: Iterable[Measurement]) -> Callable[[RunSpec], list[Measurement]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sweeps import record
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> None:
     """Wait for a condition; fail if it takes too long."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -76,6 +76,12 @@ class Hyperparameters(BaseModel):
         "current": Preset("the authors' current algorithm, with the paper's constants"),
         "paper": Preset("the algorithm of the paper", PAPER),
     }
+    free: ClassVar[frozenset[str]] = frozenset([
+        "preset", "log_std_min", "log_std_max", "vmin", "vmax", "min_std", "max_std", "temperature", "lr",
+        "enc_lr_scale", "grad_clip_norm", "tau", "rho", "consistency_coef", "reward_coef", "value_coef",
+        "termination_coef", "entropy_coef", "discount_denom", "discount_min", "discount_max",
+    ])  # fmt: skip
+    """Those that change neither speed nor memory: what was measured with others serves."""
 
     preset: Literal["current", "paper"] = "current"
     """The authors' current algorithm, or that of the paper: with squashed_entropy and lasting_dropout."""

@@ -80,6 +80,11 @@ class Hyperparameters(BaseModel):
         "paper": Preset("what the TD-MPC2 paper compares with: generation 2023, small, train ratio 512"),
         "nature": Preset("the reworked algorithm of the Nature article, at size 12M", {"generation": 2024}),
     }
+    free: ClassVar[frozenset[str]] = frozenset([
+        "unimix", "free_nats", "dyn_scale", "rep_scale", "discount", "return_lambda", "entropy_scale",
+        "return_rate", "slow_rate", "model_lr", "actor_lr", "critic_lr", "evaluate_with",
+    ])  # fmt: skip
+    """Those that change neither speed nor memory: what was measured with others serves."""
 
     generation: Literal[2023, 2024] = 2023
     """Which DreamerV3: that of the first preprint (2023), or the reworked one of the Nature article (2024)."""

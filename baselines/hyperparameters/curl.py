@@ -26,6 +26,7 @@ class CURL(SAC):
             {"batch_size": 128, "actor_lr": 1e-3, "critic_lr": 1e-3, "encoder_lr": 1e-3},
         ),
     }
+    free: ClassVar[frozenset[str]] = SAC.free | {"encoder_lr"}
 
     batch_size: int = Field(default=512, ge=2)
     """Transitions in a batch, for each run. Each is the negative of all others in the contrastive loss."""

@@ -34,6 +34,10 @@ class DrQv2(BaseModel):
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset("the authors' settings by difficulty class and task"),
     }
+    free: ClassVar[frozenset[str]] = frozenset(
+        ["discount", "lr", "tau", "std_start", "std_end", "std_decay_agent_steps", "std_clip"]
+    )
+    """Those that change neither speed nor memory: what was measured with others serves."""
 
     batch_size: int = Field(default=256, ge=1)
     """Slices of `n_step` transitions in a batch, for each run."""

@@ -26,6 +26,11 @@ class SAC(BaseModel):
         "paper": Preset("as the TD-MPC2 paper says of its SAC: batches of 512"),
         "authors": Preset("pytorch_sac to the letter: batches of 1024", {"batch_size": 1024}),
     }
+    free: ClassVar[frozenset[str]] = frozenset([
+        "discount", "actor_lr", "critic_lr", "alpha_lr", "init_temperature", "log_std_min", "log_std_max",
+        "tau", "alpha_beta1", "encoder_tau",
+    ])  # fmt: skip
+    """Those that change neither speed nor memory: what was measured with others serves."""
 
     batch_size: int = Field(default=512, ge=1)
     """Transitions in a batch, for each run."""

@@ -26,6 +26,11 @@ class SimbaV2(BaseModel):
     presets: ClassVar[Mapping[str, Preset]] = {
         "paper": Preset("the authors' settings for online learning, one update for each env step"),
     }
+    free: ClassVar[frozenset[str]] = frozenset([
+        "discount_denom", "discount_min", "discount_max", "shift", "vmax", "log_std_min", "log_std_max",
+        "init_temperature", "target_entropy", "lr_start", "lr_end", "lr_decay_agent_steps", "tau",
+    ])  # fmt: skip
+    """Those that change neither speed nor memory: what was measured with others serves."""
 
     batch_size: int = Field(default=256, ge=1)
     """Transitions in a batch, for each run."""

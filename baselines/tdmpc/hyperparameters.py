@@ -44,6 +44,11 @@ class Hyperparameters(BaseModel):
         "paper": Preset("the authors' settings by the body, and for images those of their curves to 3M env steps"),
         "pixels-100k": Preset("the authors' table from images at 100k env steps", {"lr": 1e-3, "batch_size": 512}),
     }
+    free: ClassVar[frozenset[str]] = frozenset([
+        "min_std", "min_std_start", "max_std", "temperature", "momentum", "priority_alpha", "priority_beta",
+        "discount", "lr", "grad_clip_norm", "tau", "rho", "consistency_coef", "reward_coef", "value_coef",
+    ])  # fmt: skip
+    """Those that change neither speed nor memory: what was measured with others serves."""
 
     # Architecture
     enc_dim: int = Field(default=256, ge=1)

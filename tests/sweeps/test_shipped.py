@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.tasks import expand as tasks_of
+from bench.tasks import built_in, task_set
 from sweeps import cost, expand, plan
 
 FOLDER = Path(__file__).parents[2] / "sweeps"
@@ -36,7 +36,7 @@ def test_paper_state_is_the_papers_protocol() -> None:
     assert len(sweep.runs) == 4 * 104 * 3
     assert {run.agent for run in sweep.runs} == {"tdmpc2", "tdmpc", "sac", "dreamerv3"}
     assert {run.obs for run in sweep.runs} == {"state"}
-    assert {run.task for run in sweep.runs} == {task.name for task in tasks_of(["all"])}
+    assert {run.task for run in sweep.runs} == {task.name for task in built_in()}
     budgets = {run.task: run.budget_env_steps for run in sweep.runs}
     some = ("walker-run", "dog-run", "humanoid-walk", "mw-reach", "lift-cube", "pick-ycb", "myo-pose")
     assert [budgets[name] for name in some] == [4e6, 14e6, 14e6, 2e6, 4e6, 14e6, 2e6]
@@ -57,7 +57,7 @@ def test_finetune_is_the_papers_protocol(monkeypatch: pytest.MonkeyPatch, tmp_pa
     sweep = expand.load(FOLDER / "finetune.yaml")
     assert len(sweep.runs) == 2 * 10 * 3
     assert Counter(run.domain for run in sweep.runs) == {"dmcontrol": 30, "metaworld": 30}
-    assert {run.task for run in sweep.runs} <= {task.name for task in tasks_of(["mt80"])}
+    assert {run.task for run in sweep.runs} <= {task.name for task in task_set("mt80")}
     assert {(run.budget_env_steps, run.hyperparameters["model_size"]) for run in sweep.runs} == {(20_000, 19)}
     assert {run.variant: run.init is not None for run in sweep.runs} == {"finetuned": True, "scratch": False}
     (line,) = plan.lacking(plan.make(sweep, tmp_path).runs)

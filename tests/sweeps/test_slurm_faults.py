@@ -1,4 +1,4 @@
-"""Real training on a real Slurm: time limit, preemption, silent deaths, a dead node, one cut off while its job lives on.
+"""Real training on a real Slurm: time limit, preemption, silent deaths, a dead node, one cut off from its job.
 
 Last ran on 2026-11-25 (slurm 22.05.8, 2 cores that other work shared): all pass, in 65 to 220 s each.
 """

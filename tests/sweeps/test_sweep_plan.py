@@ -149,6 +149,44 @@ def test_replay_bytes(write: Callable[[str], Path]) -> None:
     assert plan.replay_bytes(sweep, sweep.runs[0]) == 1000 * (8 + 2 + 2) * 4
 
 
+def test_a_speed_serves_wherever_nothing_that_decides_it_differs(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """Exploration schedules and learning rates differ by the task; so do batches, and those cost."""
+    text = (
+        "name: x\nagents: [{agent: drqv2, obs: rgb}]\ntasks: [cartpole-swingup, reacher-easy, walker-run]\nseeds: 1\n"
+    )
+    sweep = expand.load(write(text + "env_steps: 2000\nresources: {device: cpu}\n"))
+    easy, medium, _ = sweep.runs
+    assert easy.hyperparameters != medium.hyperparameters
+    finish(tmp_path / "x", easy, wall_s=100.0)
+    known = measured.read(tmp_path)
+    costs = {item.fleet.spec.task: item.rate for item in cost.cost(plan.make(sweep, tmp_path).fleets, "cpu", known)}
+    rate = costs["reacher-easy"]
+    assert rate is not None
+    assert (rate.speed, rate.source) == (
+        10.0,
+        "1 × finished run (cartpole-swingup, not reacher-easy; cpu, this machine)",
+    )
+    assert costs["walker-run"] is None
+
+
+def test_what_costs_nothing_is_a_hyperparameter() -> None:
+    for name, entry in registry.agents().items():
+        free = registry.free_hyperparameters(name)
+        assert free <= entry.hyperparameters_model().model_fields.keys()
+        assert not {"batch_size", "model_size", "hidden_dim", "num_envs", "horizon", "seed_agent_steps"} & free
+    assert registry.free_hyperparameters("gone") == frozenset()
+
+
+def test_a_launch_reads_measurements_once(
+    write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, calls = measured.read, []
+    monkeypatch.setattr(measured, "read", lambda results: calls.append(results) or read(results))
+    arguments = ["launch", str(write(TEXT)), "--results", str(tmp_path / "r"), "--max-gpu-hours", "5", "--dry-run"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert len(calls) == 1
+
+
 def gpu_run(folder: Path, spec: RunSpec, wall_s: float, checkpoint: int) -> None:
     run = finish(folder, spec, wall_s=wall_s, device="cuda:0")
     run.checkpoints.mkdir()
