@@ -54,3 +54,29 @@ class OneTask:
         task = torch.full(first.shape, self.number, device=first.device)
         action: Tensor = self.agent.act(pad(obs, self.obs_size), first, explore, task)
         return action[..., : self.action_size]
+
+
+class SomeTasks:
+    """A multi-task agent that plays several of its tasks at once, all of one shape, for `bench.evaluation.Evaluator`:
+    to it, each run and task is a run of its own.
+
+    Args:
+        agent: the multi-task agent, of R runs.
+        spec: its specification.
+        numbers: of the G tasks, their places in `spec.tasks`.
+    """
+
+    def __init__(self, agent: Any, spec: AgentSpec, numbers: Sequence[int]) -> None:
+        self.agent, self.numbers = agent, list(numbers)
+        self.obs_size = spec.obs_shape[0]
+        self.action_size = spec.tasks[self.numbers[0]].action_size
+
+    def act(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
+        """Actions (R * G, N, A of the tasks) for their own observations (R * G, N, O of the tasks), run by run."""
+        groups, envs = len(self.numbers), first.shape[1]
+        task = torch.tensor(self.numbers, device=first.device).repeat_interleave(envs)  # (G * N,)
+        padded = pad(obs, self.obs_size).reshape(-1, groups * envs, self.obs_size)
+        runs = len(padded)
+        flat = first.reshape(runs, groups * envs)
+        action: Tensor = self.agent.act(padded, flat, explore, task.expand(runs, -1))
+        return action.reshape(runs * groups, envs, -1)[..., : self.action_size]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
@@ -34,6 +34,8 @@ class AgentEntry:
     obs_kinds: tuple[str, ...]
     max_fleet: int | None
     summary: str
+    multitask: bool = False
+    """Whether it can learn several tasks offline."""
 
     def load(self) -> Any:
         """The agent class; imports torch."""
@@ -53,6 +55,7 @@ BUILT_IN = (
         obs_kinds=("state", "rgb"),
         max_fleet=None,
         summary="MPPI planning in the latent space of a decoder-free world model (Hansen, Su, Wang 2024)",
+        multitask=True,
     ),
     AgentEntry(
         name="sac",
@@ -175,6 +178,7 @@ def _entry(name: str, path: str, agent_class: Any) -> AgentEntry:
         obs_kinds=agent_class.obs_kinds,
         max_fleet=agent_class.max_fleet,
         summary=(agent_class.__doc__ or "").strip().split("\n")[0],
+        multitask=getattr(agent_class, "multitask", False),
     )
 
 
@@ -266,8 +270,28 @@ def _with_preset(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {**known[given.pop("preset")].values, **given}
 
 
+def multitask_defaults(name: str, tasks: Sequence[Task], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What an agent that learns several tasks offline sets for them unless the user says otherwise.
+
+    A hyperparameters model says so by `@classmethod multitask_defaults(cls, tasks, given) -> dict[str, Any]`, which
+    also sees what the user set.
+
+    Raises:
+        UserError: no such agent, or it cannot learn several tasks.
+    """
+    if not get(name).multitask:
+        able = ", ".join(entry.name for entry in agents().values() if entry.multitask)
+        raise UserError(f"{name} cannot learn several tasks offline: valid are {able}")
+    rule = getattr(get(name).hyperparameters_model(), "multitask_defaults", None)
+    return {} if rule is None else dict(rule(tasks, given))
+
+
 def resolve_hyperparameters(
-    name: str, overrides: Mapping[str, Any], task: Task | None = None, obs: str = "state"
+    name: str,
+    overrides: Mapping[str, Any],
+    task: Task | None = None,
+    obs: str = "state",
+    tasks: Sequence[Task] = (),
 ) -> dict[str, Any]:
     """All hyperparameters of an agent as plain JSON values: `overrides`, else what it sets by the task, else its own.
 
@@ -276,6 +300,7 @@ def resolve_hyperparameters(
         overrides: values that the user set; `preset` stands for those of one of its presets.
         task: the task that it will learn; None leaves out what the agent sets by the task.
         obs: observation kind, "state" or "rgb".
+        tasks: those that it will learn offline, in place of `task`.
 
     Raises:
         UserError: an unknown agent or key, or a value of the wrong type or out of range.
@@ -285,8 +310,9 @@ def resolve_hyperparameters(
     for key in given:
         if key not in model.model_fields:
             raise unknown(f"hyperparameter of {name}", key, settable(name))
+    defaults = multitask_defaults(name, tasks, given) if tasks else task_defaults(name, task, obs)
     try:
-        values: dict[str, Any] = model(**(task_defaults(name, task, obs) | given)).model_dump(mode="json")
+        values: dict[str, Any] = model(**(defaults | given)).model_dump(mode="json")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "hyperparameters"

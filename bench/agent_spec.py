@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from agents.multitask import multitask_spec
 from agents.protocol import AgentSpec, TaskSpec
 from bench.envs import ObsKind, agents_pixels, obs_spec
 from bench.runspec import RunSpec
@@ -49,6 +50,8 @@ def of_task(
 
 def of_run(spec: RunSpec) -> AgentSpec:
     """What the agent of a run is told; finetuned from a model of several tasks, it has the embedding of its own."""
+    if spec.offline is not None:
+        return multitask_spec([get_task(name) for name in spec.offline.tasks])
     task = get_task(spec.task)
     told = of_task(
         task,

@@ -1,21 +1,21 @@
-"""The commands of `bench/`: tasks, doctor, train and worker. Each imports what it needs when it runs."""
+"""The commands of `bench/`: tasks, doctor, speed, and those of its other modules. Each imports what it needs when it
+runs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from bench.agents_cli import app as agents_app
 from bench.errors import UserError
 from bench.overrides import parse_overrides
-
-if TYPE_CHECKING:
-    from bench.tasks import Task
+from bench.train_cli import app as train_app
 
 app = typer.Typer()
+app.registered_commands += train_app.registered_commands
 app.add_typer(agents_app, name="agents")
 
 
@@ -77,113 +77,6 @@ def doctor_command(
     raise typer.Exit(command(as_json, results))
 
 
-@app.command("train")
-def train_command(
-    agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")],
-    task: Annotated[str, typer.Argument(help="A task of `bench tasks`.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
-    obs: Annotated[str | None, typer.Option(help="state or rgb; the agent's first by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    env_steps: Annotated[int | None, typer.Option(min=1, help="Budget; the task's own by default.")] = None,
-    eval_every_env_steps: Annotated[int | None, typer.Option(min=1, help="The task's own by default.")] = None,
-    eval_episodes: Annotated[int, typer.Option(min=1)] = 10,
-    num_envs: Annotated[int, typer.Option(min=1, help="Training environments of the run.")] = 1,
-    results: Annotated[Path, typer.Option(help="The run goes below this folder.")] = Path("results/train"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    env_workers: Annotated[int, typer.Option(min=0, help="Environment processes; 0: none of their own.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
-    checkpoint_every_s: Annotated[float, typer.Option(min=0)] = 300.0,
-    video: Annotated[bool, typer.Option(help="An mp4 of one episode of each evaluation.")] = False,
-    keep_replay: Annotated[bool, typer.Option(help="Keep the replay, so that the run can be extended later.")] = False,
-    sink: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(help="Finetune: start from an authors' file (.pt), a run directory or one of its checkpoints."),
-    ] = None,
-    init_task: Annotated[
-        str | None,
-        typer.Option(help="Of a multi-task checkpoint: the similar task whose embedding the new one starts from."),
-    ] = None,
-) -> None:
-    """Train one run; the same command again goes on where it stopped."""
-    from agents.registry import choose_obs_kind
-    from bench import pretrained
-    from bench.envs import agents_pixels, make
-    from bench.rundir import RunDir
-    from bench.runspec import RunSpec
-    from bench.tasks import get as get_task
-
-    row = get_task(task)
-    kind: Any = choose_obs_kind(agent, obs)
-    changed = parse_overrides(overrides or [])
-    said = {} if init is None else {"init": init.stem or init.absolute().name}
-    spec = RunSpec(
-        agent=agent,
-        variant=", ".join(f"{key}={value}" for key, value in {**said, **changed}.items()) or "default",
-        task=row.name,
-        domain=row.domain,
-        domain_version=row.domain_version,
-        obs=kind,
-        seed=seed,
-        num_envs=num_envs,
-        action_repeat=row.action_repeat,
-        budget_env_steps=env_steps or row.budget_env_steps,
-        eval_every_env_steps=eval_every_env_steps or row.eval_every_env_steps,
-        eval_episodes=eval_episodes,
-        **_start(agent, changed, row, kind, init, init_task, results),
-    )
-    # What is missing for this task is said before anything is written.
-    make(row.name, kind, pixels=agents_pixels(spec.hyperparameters)).close()
-    run = RunDir(results / spec.run_id)
-    if spec.init is not None and not run.newest_checkpoint():
-        pretrained.check_here(spec.init)
-    run = RunDir.create(results, spec)
-    run.update_spec(spec)
-    from bench.failures import EXIT_INTERRUPTED
-    from bench.worker import main
-
-    if run.progress(spec.budget).state == "done":
-        typer.echo(f"done already: {run.path}")
-        return
-    typer.echo(f"run {run.path}")
-    code = main([run.path], _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink))
-    if code == EXIT_INTERRUPTED:
-        typer.echo("stopped at a checkpoint: the same command goes on from there")
-    raise typer.Exit(code)
-
-
-def _start(
-    agent: str, changed: dict[str, Any], task: Task, obs: str, init: Path | None, init_task: str | None, results: Path
-) -> dict[str, Any]:
-    """What a run starts from, as fields of its specification: hyperparameters, and init where there is one."""
-    from agents.registry import resolve_hyperparameters
-    from bench import pretrained
-
-    if init is None:
-        if init_task is not None:
-            raise UserError(f"--init-task {init_task} needs a checkpoint: give --init")
-        return {"hyperparameters": resolve_hyperparameters(agent, changed, task, obs)}
-    pretrained.check_agent(agent)
-    source = pretrained.Source(init, begun=results / agent / task.name)
-    hyperparameters, started = source.resolve(changed, task, obs, init_task)
-    return {"hyperparameters": hyperparameters, "init": started}
-
-
-def _options(
-    device: str,
-    env_workers: int,
-    threads: int,
-    checkpoint_every_s: float,
-    video: bool,
-    keep_replay: bool,
-    sink: list[str] | None,
-    pack: int = 1,
-) -> Any:
-    from bench.training import TrainOptions
-
-    return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()), pack)
-
-
 @app.command("speed")
 def speed_command(
     agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")] = "tdmpc2",
@@ -221,26 +114,3 @@ def speed_command(
             f"{one.env_ms:9.2f}{one.loop_agent_steps_per_s:21.2f}{size * one.loop_agent_steps_per_s:9.2f}"
         )
     typer.echo(f"written to {speed.write(measured, device, results)}")
-
-
-@app.command("worker")
-def worker_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories that train as one fleet.")],
-    device: str = "cpu",
-    env_workers: Annotated[int, typer.Option(min=0)] = 1,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    checkpoint_every_s: Annotated[float, typer.Option(min=0)] = 300.0,
-    video: bool = False,
-    keep_replay: bool = False,
-    sink: list[str] | None = None,
-    quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
-    pack: Annotated[int, typer.Option(min=1, help="Workers on this device, this one included: noted.")] = 1,
-) -> None:
-    """Train run directories as one fleet: what a sweep's jobs execute.
-
-    Exit code 0: all done; 1: some failed; 75: stopped at a checkpoint.
-    """
-    from bench.worker import main
-
-    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, pack)
-    raise typer.Exit(main(runs, options, quiet))

@@ -108,8 +108,8 @@ def _open_run(path: Path, overrides: Mapping[str, Any], seed: int, device: torch
     saved = checkpoint.saved(run)
     if path.is_file():
         saved = [int(path.stem)] if path.stem.isdigit() else []
-    loaded = ((agent_steps, checkpoint.load(run, agent_steps)) for agent_steps in reversed(saved))
-    agent_steps, state = next(((at, one) for at, one in loaded if one is not None), (0, None))
+    loaded = ((at, checkpoint.load(run, at)) for at in reversed(saved))
+    reached, state = next(((at, one) for at, one in loaded if one is not None), (0, None))
     if state is None:
         raise UserError(f"{path} has no intact checkpoint yet: train it first, or let it go on")
     hyperparameters = resolve_hyperparameters(spec.agent, spec.hyperparameters | dict(overrides))
@@ -121,9 +121,11 @@ def _open_run(path: Path, overrides: Mapping[str, Any], seed: int, device: torch
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit with {_pairs(overrides) or 'this version'}: {reason}") from error
-    what = f"{spec.agent} on {spec.task}, seed {spec.seed}, at {agent_steps * spec.action_repeat:,} env steps"
-    task = get_task(spec.task)
-    return Source(path, what, agent, device, spec.agent, hyperparameters, (task,), told, spec.action_repeat)
+    axis = f"{reached * spec.action_repeat:,} {spec.axis.replace('_', ' ')}"
+    what = f"{spec.agent} on {spec.task}, seed {spec.seed}, at {axis}"
+    tasks = tuple(get_task(name) for name in spec.tasks)
+    repeat = spec.action_repeat if spec.offline is None else None  # each task's own
+    return Source(path, what, agent, device, spec.agent, hyperparameters, tasks, told, repeat)
 
 
 def _open_file(

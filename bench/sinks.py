@@ -31,15 +31,18 @@ class TrackedRun:
     config: Mapping[str, Any]
     group: str
     """Runs that differ in the seed alone share a group."""
-    resumed_env_steps: int = 0
+    resumed_at: int = 0
     """Where this attempt goes on; 0 for a new run. What an earlier attempt logged beyond it is superseded."""
 
 
 class Sink(Protocol):
     """Where the training loop sends numbers."""
 
-    def log(self, run_index: int, env_steps: int, values: Mapping[str, float]) -> None:
-        """Log named values of one run (its index in the fleet) at a number of env steps, which never goes down."""
+    def log(self, run_index: int, at: int, values: Mapping[str, float]) -> None:
+        """Log named values of one run (its index in the fleet) at a number of env steps, which never goes down.
+
+        Of a run that learns offline it is a number of updates.
+        """
         ...
 
     def close(self) -> None:
@@ -50,25 +53,25 @@ class Sink(Protocol):
 class TensorBoardSink:
     """Event files in `<run directory>/tensorboard`, a folder for each run."""
 
-    def __init__(self, folders: Sequence[Path], resumed_env_steps: Sequence[int] | None = None) -> None:
+    def __init__(self, folders: Sequence[Path], resumed_at: Sequence[int] | None = None) -> None:
         """Open one writer for each folder.
 
         Args:
             folders: where the event files go, one folder for each run.
-            resumed_env_steps: where each run goes on, 0 for a new one; points of an earlier attempt beyond that are
+            resumed_at: where each run goes on, 0 for a new one; points of an earlier attempt beyond that are
                 purged by TensorBoard, so that a resumed run stays one curve.
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        starts = resumed_env_steps or [0] * len(folders)
+        starts = resumed_at or [0] * len(folders)
         self._writers = [
             SummaryWriter(str(folder), purge_step=start + 1 if start else None, flush_secs=30)
             for folder, start in zip(folders, starts, strict=True)
         ]
 
-    def log(self, run_index: int, env_steps: int, values: Mapping[str, float]) -> None:
+    def log(self, run_index: int, at: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writers[run_index].add_scalar(name, value, global_step=env_steps)
+            self._writers[run_index].add_scalar(name, value, global_step=at)
 
     def close(self) -> None:
         for writer in self._writers:
@@ -78,7 +81,7 @@ class TensorBoardSink:
 class WandbSink:
     """One W&B run for each run, under an id that follows from the run: a resumed run goes on in the same curve.
 
-    The env steps are W&B's own step, so rows that a resumed run trains a second time are ignored there.
+    The env steps (updates) are W&B's own step, so rows that a resumed run trains a second time are ignored there.
     """
 
     def __init__(self, project: str, runs: Sequence[TrackedRun]) -> None:
@@ -99,8 +102,8 @@ class WandbSink:
             for run in runs
         ]
 
-    def log(self, run_index: int, env_steps: int, values: Mapping[str, float]) -> None:
-        self._runs[run_index].log(dict(values), step=env_steps)
+    def log(self, run_index: int, at: int, values: Mapping[str, float]) -> None:
+        self._runs[run_index].log(dict(values), step=at)
 
     def close(self) -> None:
         for run in self._runs:
@@ -120,10 +123,10 @@ class GuardedSink:
         self._sink: Sink | None = None
         self._try(lambda: setattr(self, "_sink", open_sink()))
 
-    def log(self, run_index: int, env_steps: int, values: Mapping[str, float]) -> None:
+    def log(self, run_index: int, at: int, values: Mapping[str, float]) -> None:
         sink = self._sink
         if sink is not None:
-            self._try(lambda: sink.log(run_index, env_steps, values))
+            self._try(lambda: sink.log(run_index, at, values))
 
     def close(self) -> None:
         sink, self._sink = self._sink, None
@@ -161,7 +164,7 @@ def make_sinks(names: Sequence[str], runs: Sequence[TrackedRun], project: str) -
         _require(name)
 
     def open_tensorboard() -> Sink:
-        return TensorBoardSink([run.folder / "tensorboard" for run in runs], [run.resumed_env_steps for run in runs])
+        return TensorBoardSink([run.folder / "tensorboard" for run in runs], [run.resumed_at for run in runs])
 
     def open_wandb() -> Sink:
         return WandbSink(project, runs)

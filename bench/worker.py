@@ -17,6 +17,8 @@ from bench import checkpoint, provenance
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST, RunsFailed
 from bench.lock import AskedToLetGo, LockLost, RunLock
+from bench.offline import domain_version
+from bench.offline_training import OfflineFleet
 from bench.progress import Monitor
 from bench.rundir import RunDir
 from bench.sinks import TrackedRun, make_sinks
@@ -61,7 +63,7 @@ def train_runs(
         unfinished = [run for run in runs if run.progress(run.spec.budget).state != "done"]
         for run in unfinished:
             check_extendable(run)
-            run.check_version(get_task(run.spec.task).domain_version)
+            run.check_version(domain_version([get_task(name) for name in run.spec.tasks]))
         facts = provenance.collect(options.device)
         for run in unfinished:
             with _writing(run):
@@ -110,9 +112,10 @@ def _train_fleet(
     """Train one fleet; None if it was interrupted. Failed runs are marked in their directories."""
     monitor = Monitor(runs, torch.device(options.device), console, options.pack)
     sinks = make_sinks(options.sinks, [_tracked(run) for run in runs], WANDB_PROJECT)
-    fleet: Fleet | None = None
+    fleet: Fleet | OfflineFleet | None = None
+    kind = Fleet if runs[0].spec.offline is None else OfflineFleet
     try:
-        fleet = Fleet(runs, options, sinks, monitor, interrupted)
+        fleet = kind(runs, options, sinks, monitor, interrupted)
         return Outcome(failed=False) if fleet.train() else None
     except LockLost:
         raise
@@ -137,7 +140,7 @@ def _tracked(run: RunDir) -> TrackedRun:
         folder=run.path,
         config=spec.model_dump(),
         group=f"{spec.agent}/{spec.variant}/{spec.task}",
-        resumed_env_steps=saved[-1] * spec.action_repeat if saved else 0,
+        resumed_at=saved[-1] * spec.action_repeat if saved else 0,
     )
 
 
@@ -148,7 +151,7 @@ def check_extendable(run: RunDir) -> None:
         UserError: its replay was removed when it was done.
     """
     done = run.read_json("done.json")
-    if done is not None and not done["replay_kept"]:
+    if done is not None and not done.get("replay_kept", True):  # offline there is none to keep
         raise UserError(
             f"{run.path} is done and its replay was removed, so it cannot go on to {run.spec.budget_env_steps:,} env "
             "steps: move the directory away to train anew (train with --keep-replay to be able to extend a run)"
@@ -179,7 +182,7 @@ def prepare(options: TrainOptions) -> None:
 
 
 def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:
-    """Runs that can go on together: those whose newest checkpoint is at the same agent step.
+    """Runs that can go on together: those whose newest checkpoint is at the same place of their clock.
 
     A fleet killed while it was writing its checkpoints has runs one checkpoint apart: if they all have an earlier one
     in common, they stay one fleet and go on from there.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agents.presets import Preset
 from bench.errors import UserError
-from bench.tasks import Task
+from bench.tasks import Task, task_set
 
 ARCHITECTURES: dict[int, dict[str, int]] = {
     1: {"enc_dim": 256, "mlp_dim": 384, "latent_dim": 128, "num_enc_layers": 2, "num_q": 2},
@@ -58,6 +58,9 @@ ARCHITECTURE_KEYS = frozenset(
     ]
 )
 """Hyperparameters that parameters are made for: others would give them another meaning."""
+
+MULTITASK_BATCH_SIZE = 1024
+"""Slices in a batch where the authors train several tasks."""
 
 PAPER = {"squashed_entropy": True, "lasting_dropout": True}
 """Where the paper's algorithm differs from the authors' current one and that changes what is learned."""
@@ -197,6 +200,12 @@ class Hyperparameters(BaseModel):
     def task_defaults(cls, task: Task, obs: str) -> dict[str, Any]:
         """The authors' settings for tasks whose episodes end by themselves (their Gymnasium tasks)."""
         return {"episodic": True, "discount_max": 0.99, "rho": 0.7} if task.terminates else {}
+
+    @classmethod
+    def multitask_defaults(cls, tasks: Sequence[Task], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The authors' settings for several tasks: batches of 1024, and what their models of `mt30` differ in."""
+        own = MT30_ARCHITECTURES.get(given.get("model_size", 5), {}) if list(tasks) == list(task_set("mt30")) else {}
+        return {"batch_size": MULTITASK_BATCH_SIZE, **own}
 
     @model_validator(mode="before")
     @classmethod

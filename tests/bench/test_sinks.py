@@ -22,14 +22,14 @@ def curve(folder, name):
     return [(event.step, round(event.value, 4)) for event in events.Scalars(name)]
 
 
-def fleet(tmp_path, count=2, resumed_env_steps=0):
+def fleet(tmp_path, count=2, resumed_at=0):
     runs = [
         TrackedRun(f"sac/walker-walk/seed{k}-abc", tmp_path / f"seed{k}", {"seed": k}, "sac/walker-walk")
         for k in range(count)
     ]
     for run in runs:
         run.folder.mkdir(exist_ok=True)
-    return [TrackedRun(run.run_id, run.folder, run.config, run.group, resumed_env_steps) for run in runs]
+    return [TrackedRun(run.run_id, run.folder, run.config, run.group, resumed_at) for run in runs]
 
 
 def test_tensorboard_keeps_each_run_apart(tmp_path):
