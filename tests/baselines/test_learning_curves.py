@@ -12,11 +12,14 @@ from sweeps import expand
 ROOT = Path(__file__).parents[2]
 LEARNING = ROOT / "results" / "learning"
 SWEEPS = {
+    "dreamerv3": "sweeps/dreamerv3-learning.yaml",
     "tdmpc": "sweeps/tdmpc-learning.yaml",
     "simbav2": "sweeps/simbav2-learning.yaml",
 }
 """The sweep file of each folder of curves."""
 RISES = [
+    ("dreamerv3", "finger-spin", 200),
+    ("dreamerv3", "cheetah-run", 30),
     ("tdmpc", "cup-catch", 700),
     ("tdmpc", "cartpole-swingup", 500),
     ("simbav2", "cup-catch", 900),
