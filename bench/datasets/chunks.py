@@ -8,7 +8,7 @@ largest task.
 
 from __future__ import annotations
 
-import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import atomic
 from bench.errors import UserError
 from bench.torch_file import TorchFile
 
@@ -144,9 +143,12 @@ def write_chunk(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             f"chunk files are written by tensordict, which cannot be loaded ({error}): pip install tensordict"
         ) from error
     rows = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in tensors.items()}
-    buffer = io.BytesIO()
-    torch.save(TensorDict(rows, rows["task"].shape, device="cpu"), buffer)
+    aside = path.with_name(f"{path.name}.part")
     try:
-        atomic.write_bytes(path, buffer.getvalue())
+        with aside.open("wb") as file:
+            torch.save(TensorDict(rows, rows["task"].shape, device="cpu"), file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

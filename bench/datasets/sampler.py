@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from bench.seeding import derive_seed
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-RESIDENT_SLICES = 16_384
-"""Slices drawn until the mapped pages are given back. The system maps up to 16 pages around one that is read, so these
-keep at most 1 GiB resident; the page cache keeps them beyond."""
+RESIDENT_BYTES = 4 << 30
+"""Mapped pages that a process may have resident before they are given back; the page cache keeps them beyond that. The
+smaller, the more often the same pages are mapped again."""
+CHECKED_SLICES = 4096
+"""Slices drawn until that is looked at."""
 
 
 class Gather:
@@ -109,7 +112,7 @@ class Sampler:
         self.batch_size, self.obs_size, self.device = batch_size, obs_size, device
         self._generators = [np.random.default_rng(derive_seed(seed, "dataset")) for seed in seeds]
         self._states = self._generator_states()
-        self._since_release = 0
+        self._since_check, self._resident_before = 0, _resident_file_bytes()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dataset")
         self._next: Future[tuple[Floats, Ints, list[dict[str, Any]]]] | None = None
 
@@ -157,10 +160,11 @@ class Sampler:
             for generator in self._generators
         ]
         slices, task = self.gather.slices(np.stack([row for row, _ in picks]), np.stack([first for _, first in picks]))
-        self._since_release += task.size
-        if self.mapped is not None and self._since_release >= RESIDENT_SLICES:
-            self.mapped.madvise(mmap.MADV_DONTNEED)
-            self._since_release = 0
+        self._since_check += task.size
+        if self.mapped is not None and self._since_check >= CHECKED_SLICES:
+            self._since_check = 0
+            if _resident_file_bytes() > self._resident_before + RESIDENT_BYTES:
+                self.mapped.madvise(mmap.MADV_DONTNEED)
         return slices, task, self._generator_states()
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
@@ -169,3 +173,8 @@ class Sampler:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+
+def _resident_file_bytes() -> int:
+    """Of this process, pages of mapped files and of shared memory."""
+    return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE

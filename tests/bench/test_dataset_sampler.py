@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from dataset_files import NAMES, folder_of, mixed
@@ -150,11 +151,22 @@ def test_a_resumed_sampler_goes_on_exactly(folder: Path) -> None:
 def test_pages_are_given_back_and_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.datasets import sampler as module
 
-    monkeypatch.setattr(module, "RESIDENT_SLICES", 8)
+    def resident() -> int:
+        return sum(one.rss for one in psutil.Process().memory_maps() if one.path.endswith("entries.f32"))
+
+    monkeypatch.setattr(module, "CHECKED_SLICES", 8)
+    monkeypatch.setattr(module, "RESIDENT_BYTES", -(2**40))
     dataset = Dataset.open(folder)
     sampler = dataset.sampler(8, 3, [5], CPU)
     for expected in plain(dataset, 5, 5, 8, 3):
         assert_is(sampler.sample(), 0, expected, dataset)
+    sampler.close()
+    assert resident() == 0
+    monkeypatch.setattr(module, "RESIDENT_BYTES", 2**40)
+    sampler = dataset.sampler(8, 3, [5], CPU)
+    sampler.sample()
+    sampler.close()
+    assert resident() > 0
 
 
 def test_a_mistake_is_one_line(folder: Path, tmp_path: Path) -> None:
