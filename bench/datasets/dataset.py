@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.datasets.layout import ENTRIES, Layout, Part
-from bench.datasets.sampler import Gather, Sampler
+from bench.datasets.sampler import RESIDENT_BYTES, Gather, Sampler
 from bench.errors import UserError
 from bench.tasks import Task, expand
 from bench.tasks import get as get_task
@@ -92,8 +92,18 @@ class Dataset:
         shape = (part.rows, self.row_entries, part.entry_size)
         return self._numbers[start : start + int(np.prod(shape))].reshape(shape)
 
+    def touch(self) -> None:
+        """Read a number of every page, so that all of the file is mapped."""
+        self._numbers[:: mmap.PAGESIZE // 4].sum()
+
     def sampler(
-        self, batch_size: int, length: int, seeds: Sequence[int], device: torch.device, in_memory: bool = False
+        self,
+        batch_size: int,
+        length: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        in_memory: bool = False,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> Sampler:
         """What draws batches.
 
@@ -102,6 +112,7 @@ class Dataset:
             length: L, consecutive observations in a slice; L - 1 transitions.
             seeds: the seed of each of the R runs.
             device: where batches appear.
+            resident_bytes: how much of the mapped file may stay resident in this process.
             in_memory: read everything into memory first, all tasks of the folder; to compare with.
 
         Raises:
@@ -113,8 +124,9 @@ class Dataset:
             )
         numbers = self._numbers.copy() if in_memory else self._numbers
         sizes = self.obs_size, self.action_size
-        gather = Gather(numbers, self._parts, self._starts, self.row_entries, length, sizes)
-        return Sampler(gather, None if in_memory else self._map, batch_size, seeds, self.obs_size, device)
+        mapped = None if in_memory else self._map
+        gather = Gather(numbers, mapped, self._parts, self._starts, self.row_entries, length, sizes)
+        return Sampler(gather, batch_size, seeds, self.obs_size, device, resident_bytes)
 
 
 def _check_sizes(path: Path, task: Task, part: Part) -> None:

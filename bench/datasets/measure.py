@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.datasets.sampler import RESIDENT_BYTES
 from bench.tasks import task_set
 
 TASKS = "mt30"
@@ -32,7 +33,12 @@ LENGTH = 4
 """Observations in a slice: the planning horizon of 3, and one."""
 BATCH_SIZES = (256, 1024)
 ROUNDS = 5
-ROUND_S = 4.0
+ROUND_S = 3.0
+COLD, LITTLE, MAPPED = (
+    f"slices, {what}" for what in ("nothing cached", "cached, 1 GiB of it mapped", "cached and mapped")
+)
+CASES = {COLD: RESIDENT_BYTES, LITTLE: 1 << 30, MAPPED: RESIDENT_BYTES}
+"""What is measured, and how much of the set may be resident."""
 COLUMNS = (
     "measured",
     "batch_size",
@@ -105,8 +111,12 @@ def converting(chunks: Path, target: Path) -> dict[str, Any]:
     return {"measured": "convert (GB of chunks)", "gb": read} | clock.rates(read) | _memory(peak)
 
 
-def sampling(folder: Path, batch_size: int, cold: bool) -> dict[str, Any]:
-    """Slices a second from the disk alone, and memory."""
+def sampling(folder: Path, batch_size: int, what: str) -> dict[str, Any]:
+    """Slices a second from the disk alone, and memory.
+
+    Args:
+        what: a key of CASES.
+    """
     import torch
 
     from bench.datasets.dataset import Dataset
@@ -114,30 +124,34 @@ def sampling(folder: Path, batch_size: int, cold: bool) -> dict[str, Any]:
 
     numbers = folder / ENTRIES
     with numbers.open("rb") as file:
-        if cold:
+        if what == COLD:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while not cold and file.read(1 << 24):
+        while what != COLD and file.read(1 << 24):
             pass
+    dataset = Dataset.open(folder)
     with Peak() as peak:
-        sampler = Dataset.open(folder).sampler(batch_size, LENGTH, [1], torch.device("cpu"))
+        sampler = dataset.sampler(batch_size, LENGTH, [1], torch.device("cpu"), resident_bytes=CASES[what])
+        if what == MAPPED:
+            dataset.touch()
         rates = _rates(sampler.sample, batch_size)
         sampler.close()
-    what = f"slices from disk, {'none of it' if cold else 'all of it'} cached by the system"
     about = {"measured": what, "batch_size": batch_size, "gb": numbers.stat().st_size / 1e9}
     return about | rates | _memory(peak)
 
 
-def comparing(folder: Path, batch_size: int) -> float:
-    """The CPU time of a batch from memory over that from disk, cached: the median of rounds in turn."""
+def comparing(folder: Path, batch_size: int, what: str) -> float:
+    """The CPU time of a batch from memory over that from disk: the median of rounds in turn."""
     import torch
 
     from bench.datasets.dataset import Dataset
 
     dataset, cpu = Dataset.open(folder), torch.device("cpu")
-    samplers = [dataset.sampler(batch_size, LENGTH, [1], cpu, in_memory=in_memory) for in_memory in (False, True)]
-    for sampler in samplers:
-        _rates(sampler.sample, batch_size)
+    samplers = [
+        dataset.sampler(batch_size, LENGTH, [1], cpu, in_memory=in_memory, resident_bytes=CASES[what])
+        for in_memory in (False, True)
+    ]
+    dataset.touch()
     ratios = []
     for _ in range(ROUNDS):
         from_disk, from_memory = (_rates(sampler.sample, batch_size)["per_cpu_s"] for sampler in samplers)
@@ -188,9 +202,10 @@ def measure(folder: Path, gigabytes: float) -> list[dict[str, Any]]:
         rows = [_alone(converting, folder / "chunks", folder / "set")]
         shutil.rmtree(folder / "chunks")
         for batch_size in BATCH_SIZES:
-            rows.append(_alone(sampling, folder / "set", batch_size, True))
-            rows.append(_alone(sampling, folder / "set", batch_size, False))
-            rows[-1]["of_memory"] = _alone(comparing, folder / "set", batch_size)
+            for what in CASES:
+                rows.append(_alone(sampling, folder / "set", batch_size, what))
+                if what != COLD:
+                    rows[-1]["of_memory"] = _alone(comparing, folder / "set", batch_size, what)
         return rows
     finally:
         shutil.rmtree(folder, ignore_errors=True)

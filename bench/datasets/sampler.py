@@ -8,6 +8,7 @@ on the last one.
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,17 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.protocol import Batch
-from bench.datasets.layout import Part
+from bench.datasets.layout import FLOAT_BYTES, Part
 from bench.seeding import derive_seed
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-RESIDENT_BYTES = 4 << 30
-"""Mapped pages that a process may have resident before they are given back; the page cache keeps them beyond that. The
-smaller, the more often the same pages are mapped again."""
+RESIDENT_BYTES = 8 << 30
+"""Mapped pages that a process may have resident before they are given back; the page cache keeps them beyond that.
+Mapping a page again costs several times what a slice costs otherwise, so a set that fits is drawn from fastest."""
 CHECKED_SLICES = 4096
 """Slices drawn until that is looked at."""
+WAITING_S = 1e-5
+"""A slice that takes longer was not in the page cache (a cached one takes 1e-6, one from a fast disk 1e-4)."""
 
 
 class Gather:
@@ -37,6 +40,7 @@ class Gather:
 
     Args:
         numbers: `entries.f32`, float32.
+        mapped: the map that they are read through; None where they are in memory.
         parts: of the tasks.
         starts: where each begins in `numbers`.
         row_entries: T + 1.
@@ -47,13 +51,15 @@ class Gather:
     def __init__(
         self,
         numbers: Floats,
+        mapped: mmap.mmap | None,
         parts: Sequence[Part],
         starts: Sequence[int],
         row_entries: int,
         length: int,
         sizes: tuple[int, int],
     ) -> None:
-        self.numbers = numbers
+        self.numbers, self.mapped = numbers, mapped
+        self.waits = False  # whether the last slices had to be waited for
         self.row_entries, self.length = row_entries, length
         self.rows_before = np.concatenate([[0], np.cumsum([part.rows for part in parts])])
         self.part_starts = np.array(starts, np.int64)
@@ -76,13 +82,25 @@ class Gather:
         task = np.searchsorted(self.rows_before, rows, side="right") - 1
         entry = (rows - self.rows_before[task]) * self.row_entries + first
         begin = self.part_starts[task] + entry * self.entry_sizes[task]
+        clock = time.perf_counter()
+        if self.waits and self.mapped is not None:
+            self._announce(self.mapped, begin, task)
         steps = np.arange(self.length)[:, None]
         places = self.places[steps, task[:, None]]
         places += begin[:, None, :, None]
         found = self.numbers.take(places)
+        self.waits = time.perf_counter() - clock > WAITING_S * task.size
         # What a task lacks is read from the slice's first number, which is finite.
         found *= self.exists[task][:, None]
         return found, task
+
+    def _announce(self, mapped: mmap.mmap, begin: Ints, task: Ints) -> None:
+        """Have the system read the slices all at once; reading the numbers alone would wait for one after the other."""
+        first = begin.ravel() * FLOAT_BYTES
+        last = first + self.entry_sizes[task].ravel() * (self.length * FLOAT_BYTES)
+        pages = first // mmap.PAGESIZE * mmap.PAGESIZE
+        for page, end in zip(pages.tolist(), last.tolist(), strict=True):
+            mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
 
 
 class Sampler:
@@ -92,23 +110,23 @@ class Sampler:
 
     Args:
         gather: what reads the slices.
-        mapped: the map that they are read from; None where they are in memory.
         batch_size: B, slices for each run.
         seeds: the seed of each of the R runs.
         obs_size: O.
         device: where batches appear.
+        resident_bytes: mapped pages that may stay resident.
     """
 
     def __init__(
         self,
         gather: Gather,
-        mapped: mmap.mmap | None,
         batch_size: int,
         seeds: Sequence[int],
         obs_size: int,
         device: torch.device,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
-        self.gather, self.mapped = gather, mapped
+        self.gather, self.resident_bytes = gather, resident_bytes
         self.batch_size, self.obs_size, self.device = batch_size, obs_size, device
         self._generators = [np.random.default_rng(derive_seed(seed, "dataset")) for seed in seeds]
         self._states = self._generator_states()
@@ -161,10 +179,10 @@ class Sampler:
         ]
         slices, task = self.gather.slices(np.stack([row for row, _ in picks]), np.stack([first for _, first in picks]))
         self._since_check += task.size
-        if self.mapped is not None and self._since_check >= CHECKED_SLICES:
+        if self.gather.mapped is not None and self._since_check >= CHECKED_SLICES:
             self._since_check = 0
-            if _resident_file_bytes() > self._resident_before + RESIDENT_BYTES:
-                self.mapped.madvise(mmap.MADV_DONTNEED)
+            if _resident_file_bytes() > self._resident_before + self.resident_bytes:
+                self.gather.mapped.madvise(mmap.MADV_DONTNEED)
         return slices, task, self._generator_states()
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:

@@ -155,18 +155,39 @@ def test_pages_are_given_back_and_read_again(folder: Path, monkeypatch: pytest.M
         return sum(one.rss for one in psutil.Process().memory_maps() if one.path.endswith("entries.f32"))
 
     monkeypatch.setattr(module, "CHECKED_SLICES", 8)
-    monkeypatch.setattr(module, "RESIDENT_BYTES", -(2**40))
+    before = resident()  # through the maps of other tests
     dataset = Dataset.open(folder)
-    sampler = dataset.sampler(8, 3, [5], CPU)
+    sampler = dataset.sampler(8, 3, [5], CPU, resident_bytes=-(2**40))
     for expected in plain(dataset, 5, 5, 8, 3):
         assert_is(sampler.sample(), 0, expected, dataset)
     sampler.close()
-    assert resident() == 0
-    monkeypatch.setattr(module, "RESIDENT_BYTES", 2**40)
+    assert resident() == before
     sampler = dataset.sampler(8, 3, [5], CPU)
     sampler.sample()
     sampler.close()
-    assert resident() > 0
+    assert resident() > before
+
+
+def test_slices_that_are_waited_for_are_announced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.datasets import sampler as module
+
+    announced: list[int] = []
+    announce = module.Gather._announce
+
+    def counting(self: module.Gather, mapped: Any, begin: Any, task: Any) -> None:
+        announced.append(begin.size)
+        announce(self, mapped, begin, task)
+
+    monkeypatch.setattr(module.Gather, "_announce", counting)
+    dataset = Dataset.open(folder)
+    for waiting_s, batches in ((0.0, 4), (60.0, 0)):
+        monkeypatch.setattr(module, "WAITING_S", waiting_s)
+        announced.clear()
+        sampler = dataset.sampler(8, ENTRIES, [5], CPU)
+        for expected in plain(dataset, 5, 4, 8, ENTRIES):
+            assert_is(sampler.sample(), 0, expected, dataset)
+        sampler.close()  # after the fifth, drawn ahead
+        assert announced == [8] * batches
 
 
 def test_a_mistake_is_one_line(folder: Path, tmp_path: Path) -> None:
