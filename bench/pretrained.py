@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agents.registry import resolve_hyperparameters
-from agents.tdmpc2.authors_shapes import CONV_ENCODER, CONV_INDEX, AuthorsShapes
+from agents.tdmpc2.authors_shapes import CONV_ENCODER, CONV_INDEX, EMBEDDING, AuthorsShapes
 from agents.tdmpc2.hyperparameters import ARCHITECTURE_KEYS
 from bench.errors import UserError, unknown
 from bench.published_models import published_models
@@ -105,6 +108,21 @@ class Pretrained:
         if init_task not in self.tasks:
             raise unknown(f"task of {self.path}", init_task, self.tasks)
         return self.tasks.index(init_task)
+
+    def embeddings(self) -> NDArray[np.float32]:
+        """The table of task embeddings, (tasks, T), as it lies in the file.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self.num_tasks:
+            raise UserError(f"{self.path} is a model of one task, without task embeddings")
+        content = TorchFile.open(self.path, "a checkpoint of TD-MPC2").content
+        if "format_version" in content:
+            table = content["agent"]["model"]["tasks.embedding"][0]
+        else:
+            table = AuthorsShapes.of(content, str(self.path)).tensors[EMBEDDING]
+        return np.array(table, dtype=np.float32)
 
 
 class Source:
