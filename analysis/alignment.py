@@ -7,7 +7,7 @@ The rules, the same everywhere; whatever they leave out is a `Note`:
   least one seed.
 - Aggregates are over the tasks that all agents have. Of each agent they use the same number of seeds on every task, the
   lowest ones; the surplus is named.
-- A score that is not a number is left out and named.
+- A score that is not a number is left out and named, and so are runs that learn offline (see `analysis.offline`).
 """
 
 from __future__ import annotations
@@ -88,8 +88,13 @@ def score_at(run: RunCurve, env_steps: Ints) -> Floats:
 
 
 def align(evals: pd.DataFrame) -> Comparison:
-    """Compare all agents of an `evals` table by the rules of this module."""
+    """Compare all agents of an `evals` table by the rules of this module; runs that learn offline have no env steps."""
     notes: list[Note] = []
+    offline = evals["updates"].notna()
+    if offline.any():
+        text = "runs that learn offline, over updates: not among what is compared over env steps"
+        notes.append(Note(text, tuple(sorted(evals[offline]["run_id"].unique()))))
+        evals = evals[~offline]
     table = _labelled(evals, notes)
     curves = _curves(table, notes)
     agents = tuple(sorted({agent for agent, _ in curves}))

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from analysis import figures, report_parts, statistics
+from analysis import figures, offline, report_parts, statistics
 from analysis.alignment import Comparison, Note, align, label, labels, mixes_obs, sample_efficiency_scores
 from analysis.figures import Drawn
 from analysis.tables import Configuration, Tables
@@ -60,9 +60,16 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():  # an earlier report may have had more pages
-            if old.name.startswith(figures.NAMES):
+            if old.name.startswith((*figures.NAMES, offline.NAME)):
                 old.unlink()
         sections, aggregates, panels = _draw(comparison, folder, reps, say)
+        learnt_offline = offline.evaluations(tables)
+        if not learnt_offline.empty:
+            say("runs that learn offline")
+            drawn = offline.draw(offline.score_curves(learnt_offline, reps), folder)
+            sections.append(Section("Several tasks, offline", (drawn,)))
+        offline_finals = offline.final_scores(learnt_offline, reps)
+        figures.write_csv(offline_finals, folder, "offline_final_scores")
         finals = final_scores(comparison, reps)
         figures.write_csv(finals, folder, "final_scores")
         extra = {
@@ -70,6 +77,7 @@ def write_report(
             "by_group": report_parts.group_rows(report_parts.group_aggregates(comparison, reps)),
             "legend": report_parts.legend(comparison.agents),
             "panel": {"width": report_parts.WIDTH, "height": report_parts.HEIGHT, "margin": report_parts.MARGIN},
+            "offline_finals": report_parts.offline_rows(offline_finals),
             "cost": report_parts.cost(tables),
             "videos": report_parts.videos(tables, out),
         }
@@ -182,8 +190,8 @@ def _summary(tables: Tables, comparison: Comparison) -> dict[str, Any]:
 
 
 def _missing(tables: Tables) -> tuple[str, ...]:
-    """Runs that would complete agents × tasks × seeds of what is there."""
-    runs = tables.runs
+    """Runs that would complete agents × tasks × seeds of what is there; those that learn offline are no such matrix."""
+    runs = tables.runs[tables.runs["budget_updates"].isna()]
     names = labels(runs, mixes_obs(tables.evals))
     there = set(zip(names, runs["task"], runs["seed"], strict=True))
     return tuple(
@@ -240,7 +248,10 @@ def _unfinished(tables: Tables) -> list[dict[str, Any]]:
     for row in runs[runs["state"].fillna("unknown") != "done"].to_dict("records"):
         failure = tables.failures.get(row["path"])
         state = "unknown" if pd.isna(row["state"]) else row["state"]
-        rows.append({**row, "state": state, "failure": failure if state == "failed" else None})
+        learns_offline = not pd.isna(row["budget_updates"])
+        rows.append(
+            {**row, "state": state, "failure": failure if state == "failed" else None, "offline": learns_offline}
+        )
     return sorted(rows, key=lambda row: (row["state"] != "failed", row["state"], row["path"]))
 
 

@@ -122,6 +122,31 @@ def _points(x: Any, score: Any) -> str:
     return " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
+def offline_rows(finals: pd.DataFrame) -> list[dict[str, Any]]:
+    """For the template: a row for each set of tasks and agent, with the mean over tasks and each task's last score.
+
+    Args:
+        finals: that of `offline.final_scores`.
+    """
+    rows = []
+    for (tasks, agent), group in finals.groupby(["tasks", "agent"], sort=True):
+        cells = [
+            {"task": row.task, "value": row.score, "interval": None if pd.isna(row.low) else (row.low, row.high)}
+            for row in group.itertuples()
+        ]
+        rows.append(
+            {
+                "tasks": tasks,
+                "agent": agent,
+                "updates": int(group["updates"].min()),
+                "seeds": int(group["seeds"].min()),
+                "score": float(group["score"].mean()),
+                "cells": cells,
+            }
+        )
+    return rows
+
+
 def cost(tables: Tables) -> list[dict[str, Any]]:
     """What every agent's runs took: a row for each agent, only of runs whose time is known."""
     runs = tables.runs.assign(label=labels(tables.runs, mixes_obs(tables.evals)))
@@ -129,6 +154,7 @@ def cost(tables: Tables) -> list[dict[str, Any]]:
     for agent, group in runs[runs["wall_s"].fillna(0) > 0].groupby("label", sort=True):
         wall_h = float(group["wall_s"].sum()) / 3600
         steps = float(group["env_steps"].fillna(0).sum())
+        updates = group["updates"].dropna()
         gpu_h = float(group["gpu_h"].fillna(0).sum())
         peak = group["peak_gpu_gb"].max()
         rows.append(
@@ -136,6 +162,7 @@ def cost(tables: Tables) -> list[dict[str, Any]]:
                 "agent": agent,
                 "runs": len(group),
                 "env_steps": int(steps),
+                "updates": int(updates.sum()) if len(updates) else None,
                 "wall_h": wall_h,
                 "gpu_h": gpu_h,
                 "wall_h_per_million": wall_h / steps * 1e6 if steps else None,

@@ -62,7 +62,7 @@ def run_spec(
         hyperparameters: all of them.
         tasks: rows of the task table.
         data: where the data set lies.
-        dataset: its fingerprint, see `fingerprint`.
+        dataset: its fingerprint, see `fingerprint`; empty in the plan of a sweep whose data set is not here.
         seed: of the run.
         variant: label of the hyperparameters.
         updates: the budget.
@@ -110,6 +110,16 @@ def evaluation_spec(spec: RunSpec, task: Task) -> RunSpec:
 def is_here(data: Path) -> bool:
     """Whether there is a converted data set, whole or damaged, at a place."""
     return (data / DESCRIPTION).exists()
+
+
+def lack(spec: OfflineSpec) -> str | None:
+    """What a planned run's data set lacks: that it is not on this machine; None where it was found."""
+    if spec.dataset:
+        return None
+    return (
+        f"the data set {spec.data} is not here: `bench data convert CHUNK_FOLDER -o {spec.data}` makes it "
+        "(docs/multitask.md)"
+    )
 
 
 def fingerprint(data: Path, tasks: Sequence[Task]) -> str:

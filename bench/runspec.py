@@ -22,7 +22,7 @@ class OfflineSpec(BaseModel):
     domain_versions: dict[str, str]
     """Domain -> the simulator that evaluates its tasks."""
     dataset: str
-    """The dataset's fingerprint."""
+    """The dataset's fingerprint; empty in the plan of a sweep whose dataset is not here."""
     data: str
     """Where the dataset lies. No part of the identity: it may be moved."""
     updates: int = Field(ge=1)

@@ -20,12 +20,17 @@ app = typer.Typer()
 
 def _reader(target: Path, results: Path, assignments: list[str] | None) -> tuple[Path, Callable[[], list[RunState]]]:
     """The folder of a sweep's runs, and what reads their states anew."""
+    from bench import offline
+    from bench.errors import UserError
     from sweeps import expand, plan, state
 
     if target.is_dir():
         return target, lambda: state.read_folder(target)
     sweep = expand.load(target, assignments or (), results)
     folder = plan.sweep_folder(sweep.name, results)
+    first = sweep.runs[0].offline
+    if first is not None and (line := offline.lack(first)) is not None:  # run ids follow from the data
+        raise UserError(f"{line}; the folder of the results needs no data set: give {folder}")
     return folder, lambda: state.read_all(folder, sweep.runs)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import registry
+from bench import offline
 from bench import tasks as task_table
 from bench.envs import check_supported
 from bench.errors import UserError, unknown
@@ -79,14 +80,18 @@ def load(path: Path, assignments: Sequence[str] = (), results: Path = Path("resu
     """
     doc, sweep = spec.read(path, assignments)
     tasks = _tasks(doc, ("tasks",), sweep.tasks)
-    variants = _variants(doc, sweep, tasks, results / sweep.name)
-    budgets = _budgets(doc, sweep, tasks)
-    runs = [
-        _run(sweep, variant, task, budgets[task.name], seed)
-        for variant in variants
-        for task in tasks
-        for seed in sweep.seeds
-    ]
+    if sweep.data is None:
+        _refuse(doc, sweep, ("updates", "eval_every_updates"), "learning offline: give data")
+        variants = _variants(doc, sweep, tasks, results / sweep.name)
+        budgets = _budgets(doc, sweep, tasks)
+        runs = [
+            _run(sweep, variant, task, budgets[task.name], seed)
+            for variant in variants
+            for task in tasks
+            for seed in sweep.seeds
+        ]
+    else:
+        runs = _offline_runs(doc, sweep, Path(sweep.data), tasks, results / sweep.name)
     for index, exclusion in enumerate(sweep.exclude):
         runs = _without(doc, index, exclusion, runs)
     if not runs:
@@ -94,12 +99,48 @@ def load(path: Path, assignments: Sequence[str] = (), results: Path = Path("resu
     _check_runs_distinct(doc, runs)
     _check_resources(doc, sweep)
     by_name = {task.name: task for task in tasks}
-    for task_name, obs in sorted({(run.task, run.obs) for run in runs}):
+    for task_name, obs in sorted({(name, run.obs) for run in runs for name in run.tasks}):
         try:
             check_supported(by_name[task_name], obs)
         except UserError as error:
             raise doc.error(("tasks",), error) from error
     return Sweep(path, sweep.name, tuple(runs), by_name, sweep.resources, tuple(assignments))
+
+
+def _refuse(doc: Document, sweep: SweepFile, keys: Sequence[str], belongs_to: str) -> None:
+    """Keys of the other kind of learning are mistakes."""
+    for key in keys:
+        if key in sweep.model_fields_set:
+            raise doc.error((key,), f"belongs to {belongs_to}")
+
+
+def _offline_runs(doc: Document, sweep: SweepFile, data: Path, tasks: Sequence[Task], folder: Path) -> list[RunSpec]:
+    """One run on all the tasks for each variant and seed; without a fingerprint where the data set is not here."""
+    _refuse(doc, sweep, ("env_steps", "eval_every_env_steps", "num_envs"), "learning online: leave it out with data")
+    for index, exclusion in enumerate(sweep.exclude):
+        if exclusion.task is not None:
+            raise doc.error(("exclude", index, "task"), "every run learns all the tasks: leave tasks out of `tasks`")
+    for index, choice in enumerate(sweep.agents):
+        for key in ("init", "init_task"):
+            if getattr(choice, key) is not None:
+                raise doc.error((*spec.agent_path(doc, index), key), "belongs to learning online: leave it out")
+        if choice.obs == "rgb":
+            raise doc.error((*spec.agent_path(doc, index), "obs"), "data sets hold states")
+    try:
+        dataset = offline.fingerprint(data, tasks) if offline.is_here(data) else ""
+    except UserError as error:
+        raise doc.error(("data",), error) from error
+    given = {
+        key: value
+        for key in ("updates", "eval_every_updates", "eval_episodes")
+        if (value := getattr(sweep, key)) is not None
+    }
+    return [
+        offline.run_spec(variant.agent, values, tasks, data, dataset, seed=seed, variant=variant.label, **given)
+        for variant in _variants(doc, sweep, tasks, folder)
+        for values in variant.hyperparameters.values()
+        for seed in sweep.seeds
+    ]
 
 
 def _check_resources(doc: Document, sweep: SweepFile) -> None:
@@ -213,12 +254,19 @@ def _variants(doc: Document, sweep: SweepFile, tasks: Sequence[Task], folder: Pa
             raise doc.error(("grid", key), "a value is given twice: keep one")
 
     variants: list[Variant] = []
+    tasks_learnt = tasks
+    if sweep.data is not None:
+        tasks = tasks[:1]  # the settings are the same for all
     for where, choice in entries:
         try:
             obs = registry.choose_obs_kind(choice.agent, choice.obs)
         except UserError as error:
             raise doc.error((*where, "obs"), error) from error
-        resolver = _resolver(doc, where, choice, obs, folder)
+        resolver = (
+            _resolver(doc, where, choice, obs, folder)
+            if sweep.data is None
+            else _multitask_resolver(doc, where, choice, tasks_learnt)
+        )
         own = _own_settings(doc, where, choice)
         fixed = own + [
             _Setting(key.rpartition(".")[2], sweep.overrides[key], ("overrides", key))
@@ -265,6 +313,16 @@ def _targets(doc: Document, where: KeyPath, key: str, names: Sequence[str]) -> s
         known = {field for of_agent in fields.values() for field in of_agent}
         raise doc.error(where, unknown(f"hyperparameter of {', '.join(dict.fromkeys(names))}", field, known))
     return targets
+
+
+def _multitask_resolver(doc: Document, where: KeyPath, choice: AgentChoice, tasks: Sequence[Task]) -> Resolver:
+    """The same for a run that learns all the tasks offline."""
+    if not registry.get(choice.agent).multitask:
+        try:
+            registry.multitask_defaults(choice.agent, tasks, {})
+        except UserError as error:
+            raise doc.error(where, error) from error
+    return lambda values, task: (registry.resolve_hyperparameters(choice.agent, values, tasks=tasks), None)
 
 
 def _resolver(doc: Document, where: KeyPath, choice: AgentChoice, obs: str, folder: Path) -> Resolver:

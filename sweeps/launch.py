@@ -85,7 +85,7 @@ def launch(
         UserError: the folder cannot be written, or the slots cannot be started.
     """
     folder = plan.sweep_folder(sweep.name, results)
-    _check_checkpoints([run for run in state.read_all(folder, sweep.runs) if wanted(run)])
+    _check_whole([run for run in state.read_all(folder, sweep.runs) if wanted(run)])
     try:
         (folder / ".launch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,7 +123,7 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor, known: Sequence[Me
     folder = plan.sweep_folder(sweep.name, results)
     runs = state.read_all(folder, sweep.runs)
     start = _to_start(runs, _busy(record.live(folder), runs), plan.is_startable)
-    _check_checkpoints(start)
+    _check_whole(start)
     fleets = plan.group(sweep, start, measured.read(results) if known is None else known)
     if not fleets:
         return []
@@ -134,8 +134,9 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor, known: Sequence[Me
     )
 
 
-def _check_checkpoints(start: Sequence[RunState]) -> None:
-    """Whether the checkpoints that runs start from are here; once they have their own, they need no other.
+def _check_whole(start: Sequence[RunState]) -> None:
+    """Whether the data sets that runs learn from are here, and the checkpoints that they start from; once they have
+    their own, they need no other checkpoint.
 
     Raises:
         UserError: they are not; says what gets them.

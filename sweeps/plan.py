@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import registry
+from bench import offline
 from bench.envs import agents_pixels
 from bench.runspec import RunSpec
 from sweeps import devices, sizing, state
@@ -110,7 +111,7 @@ def make(sweep: Sweep, results: Path, measured: Sequence[Measurement] = ()) -> P
 
 
 def lacking(runs: Iterable[RunState]) -> list[str]:
-    """What is missing for runs that would start now from checkpoints which are not here; each once."""
+    """What is missing for runs that would start now: checkpoints and data sets that are not here, each once."""
     found: dict[str, None] = {}
     for run in runs:
         if run.spec.init is not None and not run.directory.newest_checkpoint():
@@ -118,6 +119,8 @@ def lacking(runs: Iterable[RunState]) -> list[str]:
 
             if (line := pretrained.lack(run.spec.init)) is not None:
                 found[line] = None
+        if run.spec.offline is not None and (line := offline.lack(run.spec.offline)) is not None:
+            found[line] = None
     return list(found)
 
 
@@ -196,7 +199,7 @@ def matrix(runs: Sequence[RunState]) -> tuple[list[str], dict[str, dict[str, lis
 def run_json(run: RunState) -> dict[str, Any]:
     """A run's state as plain values, for `--json`."""
     spec, progress = run.spec, run.progress
-    offline = spec.offline is not None
+    learns_offline = spec.offline is not None
     return {
         "run_id": spec.run_id,
         "agent": spec.agent,
@@ -206,11 +209,11 @@ def run_json(run: RunState) -> dict[str, Any]:
         "obs": spec.obs,
         "seed": spec.seed,
         "state": run.state,
-        "env_steps": 0 if offline else progress.reached,
+        "env_steps": 0 if learns_offline else progress.reached,
         "budget_env_steps": spec.budget_env_steps,
-        "updates": progress.reached if offline else None,
-        "budget_updates": spec.budget if offline else None,
-        "score" if offline else "return": progress.last_return,
+        "updates": progress.reached if learns_offline else None,
+        "budget_updates": spec.budget if learns_offline else None,
+        "score" if learns_offline else "return": progress.last_return,
         f"{spec.clock}_per_s": progress.speed if run.state == "running" else None,
         "eta_s": run.eta_s,
         "wall_s": progress.wall_s,

@@ -145,6 +145,12 @@ class SweepFile(Part):
     eval_episodes: Count = 10
     num_envs: Count = 1
     """Environments of each run."""
+    data: Annotated[str, Field(min_length=1)] | None = None
+    """A converted data set: every run learns all the tasks at once from it, offline."""
+    updates: Count | None = None
+    """Budget of runs that learn offline."""
+    eval_every_updates: Count | None = None
+    """Between evaluations of runs that learn offline."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """`agent.horizon: 5` for every agent that has the hyperparameter, `tdmpc2.horizon: 5` for one agent."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)

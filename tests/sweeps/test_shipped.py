@@ -28,7 +28,9 @@ def test_every_shipped_sweep_is_planned_quickly_with_its_cost(file: Path, tmp_pa
     assert sweep.name == file.stem
     assert value["agent_steps"] == sum(run.budget_agent_steps for run in sweep.runs)
     assert value["fleets_of_unknown_cost"] == len(made.fleets)  # nothing was measured below this folder
-    assert value["replay_bytes"] > 0
+    offline = all(run.offline is not None for run in sweep.runs)
+    assert value["updates"] == sum(run.budget for run in sweep.runs if offline)
+    assert (value["replay_bytes"] > 0) == (not offline)
 
 
 def test_paper_state_is_the_papers_protocol() -> None:
@@ -49,6 +51,27 @@ def test_paper_visual_is_the_papers_protocol() -> None:
     assert len(sweep.runs) == 5 * 10 * 3
     assert {run.agent for run in sweep.runs} == {"tdmpc2", "dreamerv3", "drqv2", "curl", "tdmpc"}
     assert {(run.obs, run.budget_env_steps) for run in sweep.runs} == {("rgb", 2_000_000)}
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("mt30", 30), ("mt80", 80)])
+def test_multitask_is_the_papers_protocol(
+    name: str, tasks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Five sizes, batches of 1024, 10 million updates; planned without the data set."""
+    monkeypatch.chdir(tmp_path)
+    sweep = expand.load(FOLDER / f"{name}.yaml")
+    assert [run.hyperparameters["model_size"] for run in sweep.runs] == [1, 5, 19, 48, 317]
+    for run in sweep.runs:
+        assert run.offline is not None
+        assert run.offline.tasks == tuple(task.name for task in task_set(name))
+        assert (run.task, len(run.tasks), run.eval_episodes) == (name, tasks, 10)
+        assert (run.offline.updates, run.offline.eval_every_updates) == (10_000_000, 50_000)
+        assert run.hyperparameters["batch_size"] == 1024
+    widths = [(run.hyperparameters["task_dim"], run.hyperparameters["latent_dim"]) for run in sweep.runs]
+    mt30 = [(96, 128), (64, 512), (64, 512), (64, 768), (96, 1376)]
+    assert widths == (mt30 if name == "mt30" else [(96, 128), (96, 512), (96, 768), (96, 768), (96, 1376)])
+    (line,) = plan.lacking(plan.make(sweep, tmp_path).runs)
+    assert "results/data/" in line
 
 
 def test_finetune_is_the_papers_protocol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

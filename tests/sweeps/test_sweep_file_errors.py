@@ -16,7 +16,7 @@ NO_MAPPING = "s.yaml: not a sweep file: the top level must be a mapping with the
 CASES = {
     "unknown key": (
         HEAD + "sedes: 3\n",
-        "s.yaml:5: sedes: unknown key 'sedes': did you mean seeds, overrides, exclude?",
+        "s.yaml:5: sedes: unknown key 'sedes': did you mean seeds, overrides, updates?",
     ),
     "unknown key without a near one": (
         HEAD + "resources:\n  slots: 1\n  qqq: 2\n",
