@@ -140,7 +140,7 @@ def write_chunk(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         from tensordict import TensorDict
     except ImportError as error:
         raise UserError(
-            f"chunk files are written by tensordict, which cannot be loaded ({error}): pip install tensordict"
+            f"chunk files are written by tensordict, which cannot be loaded ({error}): pip install tensordict==0.15.3"
         ) from error
     rows = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in tensors.items()}
     aside = path.with_name(f"{path.name}.part")
