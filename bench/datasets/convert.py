@@ -78,11 +78,16 @@ def convert(
     size = f"{state.layout.bytes / 1e9:,.1f} GB of disk in {target}"
     tell(f"{state.layout.rows:,} rows of {state.layout.row_entries} entries: {size}")
     _make_room(target, state)
-    with (target / ENTRIES).open("r+b") as file:
-        _copy_all(file, target, files, state, say)
-    layout = replace(state.layout, fingerprint=state.layout.fingerprint_of(target / ENTRIES))
-    layout.write(target)
-    (target / PROGRESS).unlink()
+    try:
+        with (target / ENTRIES).open("r+b") as file:
+            _copy_all(file, target, files, state, say)
+        layout = replace(state.layout, fingerprint=state.layout.fingerprint_of(target / ENTRIES))
+        layout.write(target)
+        (target / PROGRESS).unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}; the same command goes on once that is mended"
+        ) from error
     return layout
 
 
@@ -192,8 +197,11 @@ class _Progress:
     def read(cls, target: Path) -> _Progress | None:
         if not (target / PROGRESS).exists():
             return None
-        values = json.loads((target / PROGRESS).read_text(encoding="utf-8"))
-        return cls(Layout.from_json(values["layout"]), values["file"], values["row"], values["written"])
+        try:
+            values = json.loads((target / PROGRESS).read_text(encoding="utf-8"))
+            return cls(Layout.from_json(values["layout"]), values["file"], values["row"], values["written"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{target / PROGRESS} is damaged ({error!r}): remove {target}") from error
 
     def write(self, target: Path) -> None:
         values = {"layout": self.layout.to_json(), "file": self.file, "row": self.row, "written": self.written}

@@ -20,6 +20,8 @@ from bench.errors import UserError
 FORMAT_VERSION = 1
 DESCRIPTION = "dataset.json"
 ENTRIES = "entries.f32"
+PROGRESS = "converting.json"
+"""There until the conversion is done: how far it is."""
 FLOAT_BYTES = 4
 SAMPLED_ROWS = 16
 """Rows of each task that the fingerprint reads, evenly spaced."""
@@ -91,10 +93,12 @@ class Layout:
         """
         path = folder / DESCRIPTION
         if not path.is_file():
-            what = "is not converted to the end: run the same bench data convert again"
-            if not (folder / PROGRESS).exists():
-                what = f"is no converted data set (no {DESCRIPTION}): make one with bench data convert CHUNK_FOLDER -o"
-            raise UserError(f"{folder} {what}" + ("" if "again" in what else f" {folder}"))
+            if (folder / PROGRESS).exists():
+                raise UserError(f"{folder} is not converted to the end: run the same bench data convert again")
+            raise UserError(
+                f"{folder} is no converted data set (no {DESCRIPTION}): make one with bench data convert CHUNKS -o "
+                f"{folder}"
+            )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["format_version"]
@@ -127,10 +131,6 @@ class Layout:
                     file.seek(start * FLOAT_BYTES + row * row_bytes)
                     digest.update(file.read(row_bytes))
         return digest.hexdigest()
-
-
-PROGRESS = "converting.json"
-"""There until the conversion is done: how far it is."""
 
 
 def spread(count: int, most: int) -> Sequence[int]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from bench.datasets.layout import ENTRIES, Layout, spread
 
-MOST_ROWS = 1000
+MOST_ROWS = 200
 """Rows of each task whose returns are looked at, evenly spaced."""
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """Sizes, and of each task its rows and the returns of up to 1000 of them (of a piece, where episodes are cut).
+    """Sizes, and of each task its rows and the returns of up to 200 of them (of a piece, where episodes are cut).
 
     Raises:
         UserError: no data set there, or it is not whole.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -124,6 +125,21 @@ def test_a_begun_conversion_of_other_chunks_is_not_gone_on_with(tmp_path: Path) 
     killed_in(tmp_path / "set", tmp_path / "chunks", 1)
     with pytest.raises(UserError, match="was made from other chunks"):
         convert(folder_of(tmp_path / "others", CHUNKS[:1]), tmp_path / "set", NAMES)
+    (tmp_path / "set" / PROGRESS).write_text("{}")
+    with pytest.raises(UserError, match=r"converting.json is damaged \(KeyError.*\): remove"):
+        convert(tmp_path / "chunks", tmp_path / "set", NAMES)
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder_of(tmp_path / "chunks", CHUNKS)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", full)
+        with pytest.raises(UserError, match=r"cannot write .*: No space left on device; the same command goes on"):
+            convert(tmp_path / "chunks", tmp_path / "set", NAMES)
+    assert convert(tmp_path / "chunks", tmp_path / "set", NAMES).rows == 15
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
