@@ -64,12 +64,12 @@ def write_report(
                 old.unlink()
         sections, aggregates, panels = _draw(comparison, folder, reps, say)
         learnt_offline = offline.evaluations(tables)
+        offline_finals = offline.final_scores(learnt_offline, reps)
         if not learnt_offline.empty:
             say("runs that learn offline")
             drawn = offline.draw(offline.score_curves(learnt_offline, reps), folder)
             sections.append(Section("Several tasks, offline", (drawn,)))
-        offline_finals = offline.final_scores(learnt_offline, reps)
-        figures.write_csv(offline_finals, folder, "offline_final_scores")
+            figures.write_csv(offline_finals, folder, "offline_final_scores")
         finals = final_scores(comparison, reps)
         figures.write_csv(finals, folder, "final_scores")
         extra = {
