@@ -19,15 +19,13 @@ from agents.tdmpc2.checkpoints import AuthorsFile, load_tensors
 from bench import agent_spec, checkpoint
 from bench.errors import UserError, unknown
 from bench.evaluation import Evaluator
+from bench.pretrained import TASK_SETS
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import Task, expand, task_set
 from bench.tasks import get as get_task
 from bench.training import VIDEO_FPS
 from bench.video import write_mp4
-
-TASK_SETS = {30: "mt30", 80: "mt80"}
-"""The published task sets by their number of tasks."""
 
 
 @dataclass
