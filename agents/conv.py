@@ -25,20 +25,22 @@ class ConvLayer(NamedTuple):
     stride: int
 
 
-class Conv2d(nn.Module):
-    """R convolutions, `(R, M, in, H, W) -> (R, M, out, H', W')`, H' = (H + 2 padding - kernel) // stride + 1.
+class _Convolution(nn.Module):
+    """What both kinds of convolution are made of.
 
     Args:
         runs: R.
         inputs: input channels.
         outputs: output channels.
         kernel: height and width of the kernel.
-        stride: step of the kernel.
-        padding: zeros added on each side of the image.
+        stride: step of the kernel; transposed, pixels of the output for one of the input.
+        padding: zeros added on each side of the image; transposed, pixels cut off there.
         bias: whether to add one.
     """
 
     bias: nn.Parameter | None
+    transposed = False
+    """Whether inputs come before outputs in the weight, as torch has it."""
 
     def __init__(
         self,
@@ -53,43 +55,22 @@ class Conv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, padding
-        self.weight = nn.Parameter(torch.zeros(runs, outputs, inputs, kernel, kernel, device=device))
+        channels = (inputs, outputs) if self.transposed else (outputs, inputs)
+        self.weight = nn.Parameter(torch.zeros(runs, *channels, kernel, kernel, device=device))
         self.register_parameter("bias", nn.Parameter(torch.zeros(runs, outputs, device=device)) if bias else None)
+
+
+class Conv2d(_Convolution):
+    """R convolutions, `(R, M, in, H, W) -> (R, M, out, H', W')`, H' = (H + 2 padding - kernel) // stride + 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _for_each_run(F.conv2d, x, self.weight, self.bias, self.stride, self.padding)
 
 
-class ConvTranspose2d(nn.Module):
-    """R transposed convolutions, `(R, M, in, H, W) -> (R, M, out, H', W')`, H' = (H - 1) stride - 2 padding + kernel.
+class ConvTranspose2d(_Convolution):
+    """R transposed convolutions, `(R, M, in, H, W) -> (R, M, out, H', W')`, H' = (H-1) stride - 2 padding + kernel."""
 
-    Args:
-        runs: R.
-        inputs: input channels.
-        outputs: output channels.
-        kernel: height and width of the kernel.
-        stride: pixels of the output for one of the input.
-        padding: pixels cut off on each side of the output.
-        bias: whether to add one.
-    """
-
-    bias: nn.Parameter | None
-
-    def __init__(
-        self,
-        runs: int,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int = 1,
-        padding: int = 0,
-        device: torch.device | None = None,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.stride, self.padding = stride, padding
-        self.weight = nn.Parameter(torch.zeros(runs, inputs, outputs, kernel, kernel, device=device))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(runs, outputs, device=device)) if bias else None)
+    transposed = True
 
     def forward(self, x: Tensor) -> Tensor:
         return _for_each_run(F.conv_transpose2d, x, self.weight, self.bias, self.stride, self.padding)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from agents import registry
 from agents.protocol import AgentSpec, Batch, ReplaySpec
+from bench import tasks
 from bench.seeding import derive_seed
 from bench.tasks import Task
 
@@ -113,3 +117,16 @@ def install(site: Path) -> None:
     (about / "entry_points.txt").write_text(
         "[tdmpc2_bench.agents]\npixel = pixel_agent:PixelAgent\n[tdmpc2_bench.tasks]\nbrief = pixel_agent:TASK\n"
     )
+
+
+@contextlib.contextmanager
+def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The agent and its task, known to this process from now on."""
+    install(site)
+    monkeypatch.syspath_prepend(site)
+    caches = (registry._registered, tasks._table, tasks._sets)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from plain_tdmpc2 import CPU, SMALL, SPEC, PlainRun, make_agent, record
 
-from agents.mppi import warm_start
 from agents.tdmpc2.agent import TDMPC2
 from agents.tdmpc2.hyperparameters import Hyperparameters
 
@@ -83,22 +82,6 @@ def test_nothing_counts_after_a_predicted_termination():
     torch.testing.assert_close(values[0], reward)
     torch.testing.assert_close(values[1], values[2])
     assert not torch.allclose(values[0], values[1])
-
-
-def test_warm_start_shifts_the_last_plan_and_first_resets_it():
-    agent = make_agent(num_envs=2)
-    agent.act(torch.randn(3, 2, 5), firsts(True, 3, 2), True)
-    last = agent.plan_means["explore"]
-    assert last.shape == (3, 3, 2, 2)
-    first = torch.tensor([[True, False], [False, False], [False, True]])
-    start = warm_start(last, first, 3)
-    for run in range(3):
-        for env in range(2):
-            if first[run, env]:
-                assert (start[run, :, env] == 0).all()
-            else:
-                assert torch.equal(start[run, :2, env], last[run, 1:, env])
-                assert (start[run, 2, env] == 0).all()
 
 
 def test_evaluation_leaves_training_alone_and_may_have_other_environments():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from plain_tdmpc import CPU, PIXELS, SMALL, SPEC, PlainRun, make_agent, make_batch, record
 
-from agents.mppi import warm_start
 from agents.protocol import AgentSpec
 from baselines.tdmpc.agent import TDMPC
 from baselines.tdmpc.hyperparameters import Hyperparameters
@@ -86,23 +85,6 @@ def test_images_are_planned_from():
 def test_the_authors_candidates():
     hp = Hyperparameters()
     assert hp.num_samples + hp.num_pi_trajs == 537
-
-
-def test_warm_start_shifts_the_last_plan_and_first_resets_it():
-    agent = make_agent(num_envs=2)
-    agent.updates = 100
-    agent.act(torch.randn(3, 2, 5), firsts(True, 3, 2), True)
-    last = agent.plan_means["explore"]
-    assert last.shape == (3, 3, 2, 2)
-    first = torch.tensor([[True, False], [False, False], [False, True]])
-    start = warm_start(last, first, 3)
-    for run in range(3):
-        for env in range(2):
-            if first[run, env]:
-                assert (start[run, :, env] == 0).all()
-            else:
-                assert torch.equal(start[run, :2, env], last[run, 1:, env])
-                assert (start[run, 2, env] == 0).all()
 
 
 def test_evaluation_leaves_training_alone_and_may_have_other_environments():

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from pixel_agent import install
+from pixel_agent import installed
 from typer.testing import CliRunner
 
-from agents import registry
 from agents.registry import resolve_hyperparameters
-from bench import checkpoint, tasks
+from bench import checkpoint
 from bench.envs import make
 from bench.errors import UserError
 from bench.failures import EXIT_DONE
@@ -184,14 +183,8 @@ def test_a_run_and_its_checkpoints(agent: str, tmp_path: Path) -> None:
 @pytest.fixture
 def brief_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The task brief-balance, of 20 agent steps, that another package brings."""
-    install(tmp_path / "site")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    caches = (registry._registered, tasks._table, tasks._sets)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+    with installed(tmp_path / "site", monkeypatch):
+        yield
 
 
 @pytest.mark.whole

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pixel_agent import TASK, install
+from pixel_agent import TASK, installed
 from test_training import after, assert_equal, evaluations, never, options
 
-from agents import registry
 from agents.registry import resolve_hyperparameters
-from bench import checkpoint, tasks
+from bench import checkpoint
 from bench.envs import agents_pixels, rendering
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
@@ -37,14 +36,8 @@ BUDGET = 50  # agent steps: two and a half episodes of the short task
 
 @pytest.fixture(autouse=True)
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    install(tmp_path / "site")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    caches = (registry._registered, tasks._table, tasks._sets)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+    with installed(tmp_path / "site", monkeypatch):
+        yield
 
 
 def spec(seed: int = 1, **changes: Any) -> RunSpec:

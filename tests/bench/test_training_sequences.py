@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pixel_agent import TASK, install
+from pixel_agent import TASK, installed
 from test_training import after, assert_equal, evaluations, never, options
 
-from agents import registry
 from agents.registry import resolve_hyperparameters
-from bench import checkpoint, tasks
+from bench import checkpoint
 from bench.envs import rendering
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_INTERRUPTED
@@ -37,14 +36,8 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    install(tmp_path / "site")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    caches = (registry._registered, tasks._table, tasks._sets)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+    with installed(tmp_path / "site", monkeypatch):
+        yield
 
 
 def spec(obs: str, **hyperparameters: Any) -> RunSpec:
