@@ -56,8 +56,12 @@ class TwoHot:
         return -torch.lerp(lower, upper, weight.expand_as(lower))
 
     def decode(self, logits: Tensor) -> Tensor:
-        """Scalars (...) from logits (..., V): the mean is taken in symlog space."""
-        return symexp(logits.softmax(-1) @ self.bins)
+        """Scalars (...) from logits (..., V): the mean is taken in symlog space.
+
+        Equal logits give equal scalars wherever they stand (a matrix product would round by place): candidates that the
+        model does not tell apart stay tied, and a fleet breaks ties as a single run does.
+        """
+        return symexp((logits.softmax(-1) * self.bins).sum(-1))
 
 
 class SymlogScalar:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.activations import layer_norm, mish, norm_mish, simnorm
+
 LAYER_NORM_EPS = 1e-5
 
 
@@ -39,59 +41,37 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
+    def of_pairs(self, x: Tensor, y: Tensor) -> Tensor:
+        """The map of [x, y] for S different y beside each x, without forming the pairs.
+
+        The share of x is computed once for its S pairs, and no gradient is computed for x where it needs none.
+
+        Args:
+            x: (R, M, in_x), the first inputs.
+            y: (R, M, S, in_y), the others.
+
+        Returns:
+            (R, M S, out).
+        """
+        size = x.shape[-1]
+        shared = torch.bmm(x, self.weight[:, :size])
+        if self.bias is not None:
+            shared = shared + self.bias
+        own = torch.bmm(y.flatten(1, 2), self.weight[:, size:]).unflatten(1, y.shape[1:3])
+        return own.add_(shared.unsqueeze(2)).flatten(1, 2)
+
 
 class LayerNorm(nn.Module):
     """LayerNorm over the last dimension with a scale and shift for each run, `(R, M, size)`."""
 
     def __init__(self, runs: int, size: int, device: torch.device | None = None, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
-        self.size, self.eps = size, eps
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(runs, 1, size, device=device))
         self.bias = nn.Parameter(torch.zeros(runs, 1, size, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = nn.functional.layer_norm(x, (self.size,), eps=self.eps)
-        return torch.addcmul(self.bias, normed, self.weight)
-
-
-def simnorm(x: Tensor, group: int) -> Tensor:
-    """Simplicial normalisation (SimNorm): a softmax within each `group` neighbours of the last dimension.
-
-    A softmax over a short last dimension is not vectorised on a CPU; over the one before it is, about eight times
-    faster.
-    """
-    return x.unflatten(-1, (-1, group)).transpose(-1, -2).softmax(-2).transpose(-1, -2).flatten(-2)
-
-
-class _MishByOneExp(torch.autograd.Function):
-    """Mish with a single transcendental: tanh(softplus(x)) = n / (n + 2), n = e^x (e^x + 2).
-
-    From x = 20 on the quotient is 1 to float32, so the exponential is cut there and never overflows.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        e = x.clamp(max=20.0).exp_()
-        n = e.square().add_(e, alpha=2)
-        return n.div_(n + 2).mul_(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        e = x.clamp(max=20.0).exp_()
-        n = e.square().add_(e, alpha=2)
-        d = (n + 2).reciprocal_()
-        slope = e.square().add_(e).mul_(d).mul_(d).mul_(4).mul_(x)  # x d/dx tanh(softplus(x))
-        return slope.addcmul_(n, d).mul_(grads[0])
-
-
-def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)); on a CPU by one exponential, which halves the time of torch's own."""
-    if x.device.type != "cpu":
-        return nn.functional.mish(x)
-    activation: Tensor = _MishByOneExp.apply(x)
-    return activation
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class NormedLinear(nn.Module):
@@ -114,11 +94,19 @@ class NormedLinear(nn.Module):
         self.linear = Linear(runs, inputs, outputs, device)
         self.norm = LayerNorm(runs, outputs, device) if layer_norm else None
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Apply the layer; `keep` (R, M, out) is a dropout mask (0 or 1/(1-p)) between Linear and LayerNorm."""
-        x = self.linear(x)
+    def forward(self, x: Tensor, keep: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: (R, M, in).
+            keep: (R, M, out), a dropout mask (0 or 1/(1-p)) between Linear and LayerNorm.
+            beside: where given, the rest of the input as in `Linear.of_pairs`; the output then has its M S rows.
+        """
+        x = self.linear(x) if beside is None else self.linear.of_pairs(x, beside)
         if keep is not None:
             x = x * keep
+        if self.simnorm_dim is None and self.norm is not None:
+            return norm_mish(x, self.norm.weight, self.norm.bias, self.norm.eps)
         if self.norm is not None:
             x = self.norm(x)
         if self.simnorm_dim is None:
@@ -153,11 +141,11 @@ class MLP(nn.Module):
         else:
             self.last = NormedLinear(runs, *last, simnorm_dim=simnorm_dim, device=device, layer_norm=layer_norm)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """`(R, M, in) -> (R, M, out)`; `keep` (R, M, hidden) is a dropout mask for the first layer."""
+    def forward(self, x: Tensor, keep: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """`(R, M, in) -> (R, M, out)`; `keep` and `beside` are for the first layer, see `NormedLinear`."""
         for layer in self.hidden:
-            x = layer(x, keep)
-            keep = None
+            x = layer(x, keep, beside)
+            keep = beside = None
         output: Tensor = self.last(x)
         return output
 
@@ -173,8 +161,8 @@ def clip_grad_norms(parameters: Iterable[nn.Parameter], max_norm: float) -> Tens
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     runs = min(grad.shape[0] for grad in grads)
-    squares = torch.stack([grad.reshape(runs, -1).square().sum(1) for grad in grads])
-    norms = squares.sum(0).sqrt()
+    norms = torch.stack([torch.linalg.vector_norm(grad.reshape(runs, -1), dim=1) for grad in grads])
+    norms = torch.linalg.vector_norm(norms, dim=0)
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     for grad in grads:
         grad.view(runs, -1).mul_(factors[:, None])

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from agents.activations import simnorm
 from agents.augmentation import random_shift
 from agents.conv import Conv2d, ConvLayer, ConvStack
-from agents.nn import simnorm
 from agents.noise import Noise
 from agents.protocol import AgentSpec
 from agents.tdmpc2.hyperparameters import Hyperparameters

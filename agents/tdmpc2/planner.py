@@ -6,6 +6,9 @@ L latent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,6 +18,21 @@ from agents.noise import Noise
 from agents.tdmpc2.hyperparameters import Hyperparameters
 from agents.tdmpc2.tasks import TaskContext
 from agents.tdmpc2.world_model import WorldModel
+
+
+class Rollout(NamedTuple):
+    """What the model predicts for some action sequences."""
+
+    reward: Tensor
+    """(R, N, S), discounted and summed over the horizon."""
+    discount: Tensor
+    """(R, N, S), of what follows the horizon; 0 where the episode has ended."""
+    z: Tensor
+    """(R, N, S, L), latent state at the horizon."""
+
+    def followed_by(self, other: Rollout) -> Rollout:
+        """Both side by side."""
+        return Rollout(*(torch.cat(parts, 2) for parts in zip(self, other, strict=True)))
 
 
 class Planner:
@@ -53,14 +71,14 @@ class Planner:
         z = self.model.encode(obs, noise, tasks)  # (R, N, L)
         tasks = None if tasks is None else tasks.unsqueeze(2)  # (R, N, 1), for samples
 
-        # Policy trajectories
-        policy_actions = self.policy_trajectories(z, noise, tasks)  # (R, H, N, P, A)
+        # Policy trajectories: they are the same in every iteration, and so is what the model says of them
+        z = z.unsqueeze(2)  # (R, N, 1, L)
+        policy_actions, known = self.policy_trajectories(z, noise, tasks)  # (R, H, N, P, A)
 
         mean = start
         std = torch.full_like(mean, hp.max_std)
 
         # Iterate MPPI
-        z = z[:, :, None].expand(-1, -1, hp.num_samples, -1)  # (R, N, S, L)
         mask = None if tasks is None else tasks.action_mask[:, None]  # (R, 1, N, 1, A)
         for _ in range(self.iterations):
             # Sample action sequences and evaluate them
@@ -69,7 +87,7 @@ class Planner:
             if mask is not None:
                 sampled = sampled * mask
             actions = torch.cat([policy_actions, sampled], 3)  # (R, H, N, S, A)
-            value = self.estimate_value(z, actions, noise, tasks)  # (R, N, S)
+            value = self.estimate_value(z, actions, noise, tasks, known)  # (R, N, S)
 
             # Refit mean and standard deviation to the elites
             elites, weight, mean, std = refit(actions, value, hp.num_elites, hp.temperature)
@@ -82,40 +100,69 @@ class Planner:
             action = action + std[:, 0] * noise.normal(num_envs, self.action_size)
         return action.clamp(-1, 1), mean
 
-    def policy_trajectories(self, z: Tensor, noise: Noise, tasks: TaskContext | None = None) -> Tensor:
-        """Action sequences (R, H, N, P, A) of the policy, rolled out in the model from `z` (R, N, L)."""
-        z = z[:, :, None].expand(-1, -1, self.hp.num_pi_trajs, -1)  # (R, N, P, L)
-        actions = []
-        for t in range(self.hp.horizon):
-            actions.append(self.model.sample_action(z, noise, tasks)[0])
-            if t + 1 < self.hp.horizon:
-                z = self.model.next(z, actions[-1], tasks)
-        return torch.stack(actions, 1)
+    def policy_trajectories(
+        self, z: Tensor, noise: Noise, tasks: TaskContext | None = None
+    ) -> tuple[Tensor, Rollout | None]:
+        """Action sequences (R, H, N, P, A) of the policy from `z` (R, N, 1, L), and how the model follows them."""
+        if self.hp.num_pi_trajs == 0:
+            return z.new_empty(z.shape[0], self.hp.horizon, z.shape[1], 0, self.action_size), None
+        actions: list[Tensor] = []
 
-    def estimate_value(self, z: Tensor, actions: Tensor, noise: Noise, tasks: TaskContext | None = None) -> Tensor:
-        """Predicted return (R, N, S) of action sequences (R, H, N, S, A) from `z` (R, N, S, L).
+        def choose(t: int, z: Tensor) -> Tensor:
+            actions.append(self.model.sample_action(z, noise, tasks)[0])
+            return actions[-1]
+
+        rollout = self.rollout(z.expand(-1, -1, self.hp.num_pi_trajs, -1), choose, tasks)
+        return torch.stack(actions, 1), rollout
+
+    def estimate_value(
+        self,
+        z: Tensor,
+        actions: Tensor,
+        noise: Noise,
+        tasks: TaskContext | None = None,
+        known: Rollout | None = None,
+    ) -> Tensor:
+        """Predicted return (R, N, S) of action sequences (R, H, N, S, A) from `z` (R, N, 1, L).
 
         Rewards of the model over the horizon, then the mean of two of the Q-functions: one pair for each run and call.
-        In an episodic model nothing counts after the episode is predicted to have ended; the reward that it ends with
-        still does.
+        The first sequences need not be rolled out where that is `known`.
         """
-        gamma = self.gamma if tasks is None else tasks.discount
-        value: Tensor | float = 0.0
-        discount: Tensor | float = 1.0
-        for t in range(self.hp.horizon):
-            reward = self.scalars.decode(self.model.reward(z, actions[:, t], tasks))
-            if self.hp.uncertainty_coef > 0:
-                reward = reward - self.hp.uncertainty_coef * self.uncertainty(z, actions[:, t], tasks)
-            value = value + discount * reward
-            z = self.model.next(z, actions[:, t], tasks)
-            discount = discount * gamma
-            if self.hp.episodic:  # sigmoid above one half
-                discount = torch.where(self.model.termination(z, tasks) > 0, 0.0, discount)
+        new = actions if known is None else actions[:, :, :, known.reward.shape[2] :]
+        rollout = self.rollout(z, lambda t, z: new[:, t], tasks)
+        reward, discount, z = rollout if known is None else known.followed_by(rollout)
         action = self.model.sample_action(z, noise, tasks)[0]
         heads = noise.choose(2, self.hp.num_q)
         keep = self.model.dropout_mask(noise, 2, z) if self.hp.lasting_dropout else None
         q = self.scalars.decode(self.model.q_heads(z, action, heads, tasks, keep=keep))  # (R, 2, N, S)
-        return (value + discount * q.mean(1)).nan_to_num(nan=0.0)
+        return (reward + discount * q.mean(1)).nan_to_num(nan=0.0)
+
+    def rollout(self, z: Tensor, choose: Callable[[int, Tensor], Tensor], tasks: TaskContext | None = None) -> Rollout:
+        """Follow action sequences in the model over the horizon.
+
+        In an episodic model nothing counts after the episode is predicted to have ended; the reward that it ends with
+        still does.
+
+        Args:
+            z: (R, N, S, L), or (R, N, 1, L) where all sequences start from.
+            choose: the actions (R, N, S, A) at agent step t in the latent states (R, N, S, L) reached by then.
+            tasks: (R, N, 1), of a multi-task agent.
+        """
+        gamma = self.gamma if tasks is None else tasks.discount
+        total: Tensor | float = 0.0
+        discount = torch.ones_like(z[..., 0])
+        for t in range(self.hp.horizon):
+            action = choose(t, z)
+            reward = self.scalars.decode(self.model.reward(z, action, tasks))
+            if self.hp.uncertainty_coef > 0:
+                reward = reward - self.hp.uncertainty_coef * self.uncertainty(z, action, tasks)
+            total = total + discount * reward
+            z = self.model.next(z, action, tasks)
+            discount = (discount * gamma).expand_as(reward)
+            if self.hp.episodic:  # sigmoid above one half
+                discount = torch.where(self.model.termination(z, tasks) > 0, 0.0, discount)
+        assert isinstance(total, Tensor)
+        return Rollout(total, discount, z)
 
     def uncertainty(self, z: Tensor, action: Tensor, tasks: TaskContext | None) -> Tensor:
         """Mean of all Q-functions times their standard deviation, (R, N, S).

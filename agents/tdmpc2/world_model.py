@@ -122,24 +122,27 @@ class WorldModel(nn.Module):
         if isinstance(self.encoder, PixelEncoder):
             z: Tensor = self.encoder(obs, noise)
             return z
-        return _apply(self.encoder, _join(obs, tasks))
+        return _apply(self.encoder, obs, tasks)
 
     def next(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None) -> Tensor:
-        """Latent state (R, ..., L) after `action` (R, ..., A) in `z` (R, ..., L)."""
-        return _apply(self.dynamics, _join(z, tasks, action))
+        """Latent state (R, ..., L) after `action` (R, ..., A) in `z` (R, ..., L).
+
+        One `z` (R, ..., 1, L) may go with several actions (R, ..., S, A).
+        """
+        return _apply(self.dynamics, z, tasks, action)
 
     def reward(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None) -> Tensor:
-        """Logits (R, ..., V) of the reward for `action` in `z`."""
-        return _apply(self.reward_head, _join(z, tasks, action))
+        """Logits (R, ..., V) of the reward for `action` in `z`; shapes as in `next`."""
+        return _apply(self.reward_head, z, tasks, action)
 
     def termination(self, z: Tensor, tasks: TaskContext | None = None) -> Tensor:
         """Logits (R, ...) that the episode has ended in `z` (R, ..., L); only of an episodic model."""
         assert self.termination_head is not None
-        return _apply(self.termination_head, _join(z, tasks)).squeeze(-1)
+        return _apply(self.termination_head, z, tasks).squeeze(-1)
 
     def policy(self, z: Tensor, tasks: TaskContext | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, each (R, ..., A), of the action before tanh; 0 beyond a task's own."""
-        mean, raw = _apply(self.policy_head, _join(z, tasks)).chunk(2, -1)
+        mean, raw = _apply(self.policy_head, z, tasks).chunk(2, -1)
         half_range = 0.5 * (self.log_std_max - self.log_std_min)
         log_std = self.log_std_min + half_range * (raw.tanh() + 1)
         if tasks is None:
@@ -159,7 +162,7 @@ class WorldModel(nn.Module):
 
     def q(self, z: Tensor, action: Tensor, tasks: TaskContext | None = None, keep: Tensor | None = None) -> Tensor:
         """Logits (R, K, ..., V) of all Q-functions; `keep` (R, K, M, hidden) drops units, M the flattened batch."""
-        return self._ensemble(self.online_q, None, self.num_q, _join(z, tasks, action), keep)
+        return self._ensemble(self.online_q, None, self.num_q, z, tasks, action, keep)
 
     def q_heads(
         self,
@@ -177,14 +180,24 @@ class WorldModel(nn.Module):
         net = self.target_q if target else self.online_q
         index = (self.first_q + heads).flatten()
         weights = {name: p.detach().index_select(0, index) for name, p in net.named_parameters()}
-        return self._ensemble(net, weights, heads.shape[1], _join(z, tasks, action), keep)
+        return self._ensemble(net, weights, heads.shape[1], z, tasks, action, keep)
 
-    def _ensemble(self, net: MLP, weights: dict[str, Tensor] | None, k: int, x: Tensor, keep: Tensor | None) -> Tensor:
-        batch = x.shape[1:-1]
-        x = x.flatten(1, -2)[:, None].expand(-1, k, -1, -1).flatten(0, 1)  # (R k, M, L + T + A)
+    def _ensemble(
+        self,
+        net: MLP,
+        weights: dict[str, Tensor] | None,
+        k: int,
+        z: Tensor,
+        tasks: TaskContext | None,
+        action: Tensor,
+        keep: Tensor | None,
+    ) -> Tensor:
+        x, beside = _inputs(z, tasks, action)
+        x = _repeat(x, k)  # (R k, M, L + T) or (R k, M, L + T + A)
         keep = None if keep is None else keep.flatten(0, 1)
-        logits = net(x, keep) if weights is None else functional_call(net, weights, (x, keep))
-        return logits.unflatten(0, (self.runs, k)).unflatten(2, batch)
+        arguments = (x, keep, None if beside is None else _repeat(beside, k))
+        logits = net(*arguments) if weights is None else functional_call(net, weights, arguments)
+        return logits.unflatten(0, (self.runs, k)).unflatten(2, action.shape[1:-1])
 
     def dropout_mask(self, noise: Noise, heads: int, z: Tensor) -> Tensor | None:
         """(R, heads, M, hidden) for the first layer of Q-functions at `z` (R, ..., L), M the flattened batch.
@@ -200,17 +213,33 @@ class WorldModel(nn.Module):
         ema_update(self.target_q.parameters(), self.online_q.parameters(), tau)
 
 
-def _join(x: Tensor, tasks: TaskContext | None, action: Tensor | None = None) -> Tensor:
-    """What a network takes: observation or latent state, task embedding, action, one after the other."""
-    parts = [x]
+def _repeat(x: Tensor, k: int) -> Tensor:
+    """The inputs of k Q-functions of each run: (R, ...) -> (R k, ...)."""
+    return x[:, None].expand(-1, k, *x.shape[1:]).flatten(0, 1)
+
+
+def _inputs(x: Tensor, tasks: TaskContext | None, action: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """What a network takes: observation or latent state, task embedding and action, one after the other.
+
+    The action is kept apart where that saves work in the first layer: where several actions (R, ..., S, A) share one
+    state (R, ..., 1, L), and where only the action wants a gradient.
+
+    Returns:
+        (R, M, in) and None, or (R, M, in) without the action and the actions (R, M, S, A).
+    """
     if tasks is not None:
-        parts.append(tasks.embedding.expand(*x.shape[:-1], -1))
-    if action is not None:
-        parts.append(action)
-    return torch.cat(parts, -1) if len(parts) > 1 else x
+        x = torch.cat([x, tasks.embedding.expand(*x.shape[:-1], -1)], -1)
+    if action is None:
+        return x.flatten(1, -2), None
+    if x.shape[:-1] == action.shape[:-1]:
+        if x.requires_grad or not action.requires_grad:
+            return torch.cat([x, action], -1).flatten(1, -2), None
+        return x.flatten(1, -2), action.flatten(1, -2).unsqueeze(2)
+    return x.flatten(1, -2), action.flatten(1, -3)
 
 
-def _apply(net: MLP, x: Tensor) -> Tensor:
+def _apply(net: MLP, x: Tensor, tasks: TaskContext | None, action: Tensor | None = None) -> Tensor:
     """(R, ..., in) -> (R, ..., out)."""
-    output: Tensor = net(x.flatten(1, -2))
-    return output.unflatten(1, x.shape[1:-1])
+    first, beside = _inputs(x, tasks, action)
+    output: Tensor = net(first, None, beside)
+    return output.unflatten(1, (x if action is None else action).shape[1:-1])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.nn import simnorm
+from agents.activations import simnorm
 
 
 def unimix(logits: Tensor, classes: int, share: float) -> Tensor:

@@ -445,7 +445,7 @@ class PlainRun:
         z0 = self.encoder(shifted(obs[None], next(draws)[env : env + 1]))[0] if self.rgb else self.encoder(join(obs, e))
         sequences = [[] for _ in range(hp.num_pi_trajs)]
         latents = [z0] * hp.num_pi_trajs
-        for _ in range(hp.horizon):
+        for _ in range(hp.horizon if hp.num_pi_trajs else 0):
             eps = next(draws)[env]
             for i in range(hp.num_pi_trajs):
                 action = self.sample(latents[i], eps[i], task, e)[0]

@@ -5,7 +5,8 @@ import torch
 from plain_tdmpc2 import CPU, SPEC, PlainMLP, make_agent
 from torch import nn
 
-from agents.nn import MLP, NormedLinear, mish, simnorm
+from agents.activations import mish, norm_mish, simnorm
+from agents.nn import MLP, NormedLinear
 from agents.tdmpc2.agent import TDMPC2
 from agents.tdmpc2.hyperparameters import Hyperparameters
 from agents.tdmpc2.world_model import WorldModel
@@ -36,6 +37,40 @@ def test_mish_and_its_gradient_equal_those_of_torch(dtype):
     exact = 1e-6 if dtype == torch.float32 else 1e-12  # the exponential is cut at 20
     torch.testing.assert_close(mish(x), nn.functional.mish(x), rtol=exact, atol=exact)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=2 * exact, atol=2 * exact)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("runs", [1, 3])
+def test_norm_and_mish_in_one_step_equal_torchs_layers(runs):
+    x, grad = torch.randn(runs, 7, 12) * 3, torch.randn(runs, 7, 12)
+    layer = NormedLinear(runs, 12, 12)
+    weight, bias = (torch.randn(runs, 1, 12) for _ in range(2))
+    ours = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    norm_mish(*ours, layer.norm.eps).backward(grad)
+    for run in range(runs):
+        theirs = [tensor[run].clone().requires_grad_() for tensor in (x, weight, bias)]
+        normed = nn.functional.layer_norm(theirs[0], (12,), theirs[1][0], theirs[2][0], layer.norm.eps)
+        nn.functional.mish(normed).backward(grad[run])
+        torch.testing.assert_close(norm_mish(x, weight, bias, layer.norm.eps)[run], nn.functional.mish(normed))
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine.grad[run], other.grad)
+    with torch.no_grad():
+        assert torch.equal(norm_mish(*ours, layer.norm.eps), norm_mish(x, weight, bias, layer.norm.eps))
+    only_x = x.clone().requires_grad_()
+    norm_mish(only_x, weight, bias, layer.norm.eps).backward(grad)  # fixed parameters
+    torch.testing.assert_close(only_x.grad, ours[0].grad)
+
+
+@pytest.mark.usefixtures("double")
+def test_pairs_equal_the_map_of_what_is_joined():
+    layer = NormedLinear(2, 5, 6).linear
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 7, 1, requires_grad=True)
+    joined = torch.cat([x[:, :, None].expand(-1, -1, 7, -1), y], -1).flatten(1, 2)
+    torch.testing.assert_close(layer.of_pairs(x, y), layer(joined))
+    by_pairs, by_joining = (torch.autograd.grad(f.square().sum(), y) for f in (layer.of_pairs(x, y), layer(joined)))
+    torch.testing.assert_close(by_pairs, by_joining)
 
 
 @pytest.mark.usefixtures("double")

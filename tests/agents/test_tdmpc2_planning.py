@@ -76,7 +76,7 @@ def test_nothing_counts_after_a_predicted_termination():
             parameter.data.zero_()
     agent.model.termination_head.last.bias.data.fill_(9.0)
     endless.model.termination_head.last.bias.data.fill_(-9.0)
-    z, actions = torch.randn(1, 1, 20, 8), torch.rand(1, 3, 1, 20, 2)
+    z, actions = torch.randn(1, 1, 1, 8), torch.rand(1, 3, 1, 20, 2)
     values = [one.planner.estimate_value(z, actions, one.noise["evaluate"]) for one in (agent, endless, plain)]
     reward = plain.scalars.decode(plain.model.reward(z, actions[:, 0]))
     torch.testing.assert_close(values[0], reward)
@@ -120,7 +120,7 @@ def test_planning_finds_the_best_action_of_a_known_model():
     """The closer the first action is to 0.5 in every dimension, the better; what follows does not matter."""
     agent = make_agent(num_samples=256, num_elites=16, iterations=6, temperature=5.0)
 
-    def estimate_value(z, actions, noise, tasks):
+    def estimate_value(z, actions, noise, tasks, known):
         return -10 * (actions[:, 0] - 0.5).abs().sum(-1)
 
     agent.planner.estimate_value = estimate_value
