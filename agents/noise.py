@@ -7,6 +7,7 @@ would cost more than the draw), so there a regrouped fleet keeps everything but 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,11 +61,21 @@ class Noise:
         return self.uniform(members).topk(count, dim=1).indices
 
     def dropout_mask(self, p: float, *shape: int) -> Tensor:
-        """(R, *shape): 0 with probability p, else 1 / (1 - p)."""
-        mask = torch.empty(self.runs, *shape, device=self.device)
-        for part, generator in zip(mask.chunk(len(self.generators)), self.generators, strict=True):
-            part.bernoulli_(1 - p, generator=generator)
-        return mask.div_(1 - p)
+        """(R, *shape): 0 with probability p, else 1 / (1 - p).
+
+        On a CPU the distances between zeros are drawn, which are geometric, so that a small p costs few draws.
+        """
+        mask = torch.full((self.runs, *shape), 1 / (1 - p), device=self.device)
+        if self.device.type != "cpu":
+            return mask.mul_(torch.empty_like(mask).bernoulli_(1 - p, generator=self.generators[0]))
+        size = math.prod(shape)
+        # As many as reach beyond the end, but for a chance of 1e-15.
+        count = math.ceil(size * p + 8 * math.sqrt(size * p) + 8)
+        for part, generator in zip(mask.view(self.runs, size), self.generators, strict=True):
+            uniform = torch.rand(count, generator=generator, dtype=torch.float64)
+            places = ((1 - uniform).log_().div_(math.log1p(-p)).floor_() + 1).cumsum(0) - 1
+            part[places[places < size].long()] = 0
+        return mask
 
     def state(self, run: int) -> dict[str, Any]:
         """What run `run` needs to continue its stream; `shared` marks a generator that the whole fleet drew from."""

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from bench import checkpoint, provenance
+from bench.cpu import prepare_cpu
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST, RunsFailed
 from bench.lock import AskedToLetGo, LockLost, RunLock
@@ -168,12 +169,12 @@ def _mark_failed(run: RunDir, error: BaseException, monitor: Monitor) -> None:
 
 
 def prepare(options: TrainOptions) -> None:
-    """Threads and device of this process.
+    """Threads and device of this process, and how it computes on a CPU.
 
     Raises:
         UserError: the device does not exist here.
     """
-    torch.set_num_threads(options.threads)
+    prepare_cpu(options.threads)
     if options.device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(f"device {options.device} is not here: use --device cpu, or see `bench doctor`")

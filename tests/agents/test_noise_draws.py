@@ -48,6 +48,17 @@ def test_dropout_mask_keeps_the_mean():
     torch.testing.assert_close(mask.mean(1), torch.ones(2), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("p", [0.01, 0.3])
+def test_every_unit_is_dropped_as_often_and_by_itself(p):
+    """Frequencies at the ends and over the middle, and that a neighbour's fate says nothing."""
+    draws = torch.stack([Noise([seed], "learn", CPU).dropout_mask(p, 50)[0] == 0 for seed in range(4000)]).double()
+    spread = (p * (1 - p) / 4000) ** 0.5
+    assert (draws.mean(0) - p).abs().max() < 4.5 * spread
+    together = (draws[:, 1:] * draws[:, :-1]).mean()
+    assert abs(float(together) - p * p) < 5 * (p * p / (4000 * 49)) ** 0.5
+    assert abs(float(draws.sum(1).var()) / (50 * p * (1 - p)) - 1) < 0.15  # binomial
+
+
 def test_integers_take_every_value_equally_often():
     counts = Noise([0], "learn", CPU).integers(9, 9000)[0].bincount()
     assert len(counts) == 9

@@ -1,0 +1,96 @@
+"""How this process computes on a CPU: threads, memory of large tensors, and which library multiplies matrices.
+
+None of it changes a result beyond float32 rounding. `docs/speed.md` has what each gives.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.errors import UserError
+
+MATMUL_VARIABLE = "BENCH_MATMUL"
+MATMUL_CHOICES = ("auto", "mkl", "onednn")
+LARGEST_RELATIVE_ERROR = 1e-6
+"""Of a float32 product of 256 x 256 matrices; 4e-7 is usual, products in bfloat16 have 2e-3."""
+
+# Parameters of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 1 << 30
+
+
+def prepare_cpu(threads: int) -> None:
+    """Set this process up.
+
+    Raises:
+        UserError: `BENCH_MATMUL` has a value that does not exist.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    choose_matmul()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensor.
+
+    It gives large blocks back to the system at once, which then clears each page anew when the next tensor of the same
+    size is written: 20,000 pages an update of TD-MPC2. Elsewhere than under glibc this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _KEEP_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def choose_matmul() -> str:
+    """Choose the library for float32 matrix products, and say which: mkl or onednn.
+
+    On AMD's CPUs with AVX-512, MKL takes its slower kernels and oneDNN does not. PyTorch sends float32 products to
+    oneDNN only under the name of reduced precision, which some CPUs really reduce; so the precision is measured first,
+    and where it is not float32's the choice is undone. The environment variable `BENCH_MATMUL` may say mkl or onednn.
+
+    Raises:
+        UserError: the variable says something else, or asks for oneDNN where that is not float32.
+    """
+    choice = os.environ.get(MATMUL_VARIABLE, "auto")
+    if choice not in MATMUL_CHOICES:
+        raise UserError(f"{MATMUL_VARIABLE}={choice} is unknown: valid are {', '.join(MATMUL_CHOICES)}")
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    if choice == "mkl" or (choice == "auto" and not _mkl_is_slow(_cpu_facts())):
+        return "mkl"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    error = matmul_error()
+    if error <= LARGEST_RELATIVE_ERROR:
+        return "onednn"
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    if choice == "onednn":
+        raise UserError(
+            f"{MATMUL_VARIABLE}=onednn: its products are not float32 on this CPU (relative error {error:.0e}); leave "
+            "the variable out"
+        )
+    return "mkl"
+
+
+def matmul_error() -> float:
+    """Relative error of a float32 matrix product as this process computes it now."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(1, 256, 256, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    return float((torch.bmm(a, b).double() - exact).norm() / exact.norm())
+
+
+def _cpu_facts() -> str:
+    """/proc/cpuinfo, empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def _mkl_is_slow(facts: str) -> bool:
+    return "AuthenticAMD" in facts and "avx512f" in facts

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bench import cpu
+from bench.errors import UserError
+
+AMD, INTEL = "vendor_id : AuthenticAMD\nflags : avx2 avx512f", "vendor_id : GenuineIntel\nflags : avx2 avx512f amx_bf16"
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "facts", "chosen"),
+    [
+        ("auto", AMD, "onednn"),
+        ("auto", INTEL, "mkl"),
+        ("auto", "vendor_id : AuthenticAMD\nflags : avx2", "mkl"),
+        ("auto", "", "mkl"),
+        ("mkl", AMD, "mkl"),
+    ],
+)
+def test_the_library_by_cpu(monkeypatch, wanted, facts, chosen):
+    monkeypatch.setenv("BENCH_MATMUL", wanted)
+    monkeypatch.setattr(cpu, "_cpu_facts", lambda: facts)
+    monkeypatch.setattr(cpu, "matmul_error", lambda: 4e-7)
+    assert cpu.choose_matmul() == chosen
+    assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if chosen == "onednn" else "ieee")
+
+
+def test_products_that_are_not_float32_are_refused(monkeypatch):
+    monkeypatch.setattr(cpu, "_cpu_facts", lambda: AMD)
+    monkeypatch.setattr(cpu, "matmul_error", lambda: 2e-3)
+    monkeypatch.setenv("BENCH_MATMUL", "auto")
+    assert cpu.choose_matmul() == "mkl"
+    monkeypatch.setenv("BENCH_MATMUL", "onednn")
+    with pytest.raises(UserError, match="not float32 on this CPU"):
+        cpu.choose_matmul()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+    monkeypatch.setenv("BENCH_MATMUL", "fast")
+    with pytest.raises(UserError, match="valid are auto, mkl, onednn"):
+        cpu.choose_matmul()
+
+
+def test_whatever_is_chosen_here_is_float32(monkeypatch):
+    monkeypatch.delenv("BENCH_MATMUL", raising=False)
+    cpu.choose_matmul()
+    assert cpu.matmul_error() < cpu.LARGEST_RELATIVE_ERROR
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    """In a process of its own: afterwards large tensors, freed and made anew, cost no new pages."""
+    code = """
+import resource, sys, torch
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    from bench.cpu import keep_freed_memory
+    keep_freed_memory()
+def work():
+    small = torch.ones(1_000_000)
+    large = [torch.ones(2_000_000) for _ in range(3)]
+for _ in range(6):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("given back", "kept")
+    ]
+    assert faults[1] < faults[0] / 10
