@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,14 +63,14 @@ def choose_matmul() -> str:
     choice = os.environ.get(MATMUL_VARIABLE, "auto")
     if choice not in MATMUL_CHOICES:
         raise UserError(f"{MATMUL_VARIABLE}={choice} is unknown: valid are {', '.join(MATMUL_CHOICES)}")
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    _set_onednn_precision("ieee")
     if choice == "mkl" or (choice == "auto" and not _mkl_is_slow(_cpu_facts())):
         return "mkl"
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    _set_onednn_precision("bf16")
     error = matmul_error()
     if error <= LARGEST_RELATIVE_ERROR:
         return "onednn"
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    _set_onednn_precision("ieee")
     if choice == "onednn":
         raise UserError(
             f"{MATMUL_VARIABLE}=onednn: its products are not float32 on this CPU (relative error {error:.0e}); leave "
@@ -84,6 +85,11 @@ def matmul_error() -> float:
     a, b = (torch.randn(1, 256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
     return float((torch.bmm(a, b).double() - exact).norm() / exact.norm())
+
+
+def _set_onednn_precision(precision: str) -> None:
+    onednn: Any = torch.backends.mkldnn  # built at run time: a type checker sees no attributes
+    onednn.matmul.fp32_precision = precision
 
 
 def _cpu_facts() -> str:

@@ -64,9 +64,9 @@ if sys.argv[1] == "kept":
     from bench.cpu import keep_freed_memory
     keep_freed_memory()
 def work():
-    small = torch.ones(1_000_000)
-    large = [torch.ones(2_000_000) for _ in range(3)]
-for _ in range(6):
+    small = torch.ones(5_000_000)
+    large = [torch.ones(10_000_000) for _ in range(3)]
+for _ in range(5):
     work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
