@@ -20,6 +20,7 @@ from bench import offline
 from bench.rundir import RunDir
 from bench.schema import EVALS, RUNS
 from bench.tasks import get
+from sweeps import expand
 
 TASKS = [get("walker-walk"), get("mw-reach")]
 
@@ -161,3 +162,16 @@ def test_report(folder: Path, tmp_path: Path, alone: bool) -> None:
         assert html.select_one("#final-scores") is not None
         missing = [heading for heading in html.find_all("summary") if "missing from the matrix" in heading.text]
         assert not missing
+
+
+def test_the_committed_run_learned_with_the_settings_of_its_sweep() -> None:
+    root = Path(__file__).parents[2]
+    tables = load_tables(root / "results" / "learning" / "multitask")
+    sweep = expand.load(root / "sweeps" / "multitask-small.yaml")
+    (run,) = sweep.runs
+    (configuration,) = (one for one in tables.configurations if set(one.tasks) == set(run.tasks))
+    assert configuration.hyperparameters == run.hyperparameters
+    evals = offline_analysis.evaluations(tables)
+    curve = offline_analysis.score_curves(evals[evals["tasks"] == run.task], 100)
+    scores = curve[curve["seed"] == "mean"]["score"].tolist()
+    assert scores[-1] > scores[0] + 40
