@@ -66,7 +66,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, runs: int, size: int, device: torch.device | None = None, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
-        self.eps = eps
+        self.size, self.eps = size, eps
         self.weight = nn.Parameter(torch.ones(runs, 1, size, device=device))
         self.bias = nn.Parameter(torch.zeros(runs, 1, size, device=device))
 
