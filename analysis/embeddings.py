@@ -28,7 +28,8 @@ PERPLEXITY = 10.0
 FEWEST = 4
 UNKNOWN = "unknown"
 """Domain of tasks whose names are not known."""
-SIZE_IN = 9.0
+LARGEST_IN = 9.0
+"""Side of the figure of many tasks."""
 GAPS_POINTS = (4.0, 9.0, 16.0, 26.0)
 """How far from its point a name may stand."""
 HORIZONTAL, VERTICAL = {1: "left", 0: "center", -1: "right"}, {1: "bottom", 0: "center", -1: "top"}
@@ -76,7 +77,8 @@ def write_figure(points: pd.DataFrame, folder: Path) -> Path:
     domains = list(dict.fromkeys(points["domain"]))
     colour = {domain: COLOURS[place % len(COLOURS)] for place, domain in enumerate(domains)}
     marker = {domain: MARKERS[place % len(MARKERS)] for place, domain in enumerate(domains)}
-    with figure(SIZE_IN, SIZE_IN) as drawn:
+    side_in = min(LARGEST_IN, 4 + len(points) / 12)
+    with figure(side_in, side_in) as drawn:
         axis = drawn.subplots()
         for domain, part in points.groupby("domain", sort=False):
             axis.plot(part["x"], part["y"], marker[domain], color=colour[domain], markersize=6, alpha=0.85)
