@@ -25,15 +25,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
 
 
-def prepare_cpu(threads: int) -> None:
-    """Set this process up.
+SMALLEST_FOR_ONEDNN = 384 * 384
+"""Numbers in an agent's largest matrix. oneDNN is slow to start: smaller networks are faster with MKL everywhere."""
 
-    Raises:
-        UserError: `BENCH_MATMUL` has a value that does not exist.
-    """
+
+def prepare_cpu(threads: int) -> None:
+    """Threads and memory of this process; `choose_matmul` is for each agent."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    choose_matmul()
 
 
 def keep_freed_memory() -> None:
@@ -50,12 +49,13 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
 
 
-def choose_matmul() -> str:
-    """Choose the library for float32 matrix products, and say which: mkl or onednn.
+def choose_matmul(agent: object) -> str:
+    """Choose the library for this process's float32 matrix products by the agent's size, and say which: mkl or onednn.
 
-    On AMD's CPUs with AVX-512, MKL takes its slower kernels and oneDNN does not. PyTorch sends float32 products to
-    oneDNN only under the name of reduced precision, which some CPUs really reduce; so the precision is measured first,
-    and where it is not float32's the choice is undone. The environment variable `BENCH_MATMUL` may say mkl or onednn.
+    On AMD's CPUs with AVX-512, MKL takes its slower kernels and oneDNN does not, which pays for large matrices. PyTorch
+    sends float32 products to oneDNN only under the name of reduced precision, which some CPUs really reduce; so the
+    precision is measured first, and where it is not float32's the choice is undone. The environment variable
+    `BENCH_MATMUL` may say mkl or onednn.
 
     Raises:
         UserError: the variable says something else, or asks for oneDNN where that is not float32.
@@ -64,7 +64,8 @@ def choose_matmul() -> str:
     if choice not in MATMUL_CHOICES:
         raise UserError(f"{MATMUL_VARIABLE}={choice} is unknown: valid are {', '.join(MATMUL_CHOICES)}")
     _set_onednn_precision("ieee")
-    if choice == "mkl" or (choice == "auto" and not _mkl_is_slow(_cpu_facts())):
+    is_small = largest_matrix(agent) < SMALLEST_FOR_ONEDNN
+    if choice == "mkl" or (choice == "auto" and (is_small or not _mkl_is_slow(_cpu_facts()))):
         return "mkl"
     _set_onednn_precision("bf16")
     error = matmul_error()
@@ -77,6 +78,13 @@ def choose_matmul() -> str:
             "the variable out"
         )
     return "mkl"
+
+
+def largest_matrix(agent: object) -> int:
+    """Numbers in the largest weight matrix (R, in, out) of one member of the agent's networks; 0 without any."""
+    networks = [part for part in vars(agent).values() if isinstance(part, torch.nn.Module)]
+    weights = [p for network in networks for p in network.parameters() if p.dim() == 3]
+    return max((p.shape[1] * p.shape[2] for p in weights), default=0)
 
 
 def matmul_error() -> float:

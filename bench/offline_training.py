@@ -19,6 +19,7 @@ import torch
 from agents.multitask import SomeTasks
 from agents.registry import get as get_agent
 from bench import agent_spec, checkpoint, contract
+from bench.cpu import choose_matmul
 from bench.datasets.dataset import Dataset
 from bench.errors import UserError
 from bench.evaluation import Evaluator
@@ -101,6 +102,7 @@ class OfflineFleet:
         hyperparameters = entry.hyperparameters_model()(**first.hyperparameters)
         self.agent = agent_class(self.spec, hyperparameters, seeds, self.device)
         contract.check_instance(self.agent)
+        choose_matmul(self.agent)
         drawn = self.agent.replay
         self.sampler = dataset.sampler(drawn.batch_size, drawn.length, seeds, self.device)
         self.counters = Counters(wall_s=[0.0] * len(runs), rows=[[] for _ in runs])

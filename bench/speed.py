@@ -19,6 +19,7 @@ from agents.protocol import Agent, AgentSpec
 from agents.registry import get as get_agent
 from agents.registry import resolve_hyperparameters
 from bench import agent_spec, atomic, provenance
+from bench.cpu import choose_matmul
 from bench.envs import ObsKind, agents_pixels
 from bench.envs.pool import EnvPool
 from bench.replay import Replay
@@ -86,6 +87,7 @@ def measure(
     spec = agent_spec.of_task(task, obs, hyperparameters)
     seeds = list(range(runs))
     agent: Agent = entry.load()(spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
+    choose_matmul(agent)
     replay = Replay.of_agent(agent.replay, spec, seeds, device)
     with EnvPool([task.name] * runs, obs, workers=0, pixels=pixels) as pool:
         if device.type == "cuda":

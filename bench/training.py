@@ -21,6 +21,7 @@ from agents.protocol import Agent, Finetunable, Observing
 from agents.registry import get as get_agent
 from bench import agent_spec, checkpoint, contract, pretrained
 from bench.collector import Collector
+from bench.cpu import choose_matmul
 from bench.errors import UserError
 from bench.evaluation import Abandoned, Evaluator
 from bench.failures import NaNError, RunsFailed
@@ -98,6 +99,7 @@ class Fleet:
             spec, entry.hyperparameters_model()(**first.hyperparameters), seeds, self.device
         )
         contract.check_instance(self.agent)
+        choose_matmul(self.agent)
         self.replay = Replay.of_agent(self.agent.replay, spec, seeds, self.device)
         self.logs = [ReplayLog(run.replay, check=run.guard) for run in runs]
         self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]

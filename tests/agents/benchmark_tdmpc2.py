@@ -100,6 +100,8 @@ def serve(variant: str, model_size: int, threads: int) -> None:
         hp = agent.hp
         if variant == ORDINARY:
             agent = EagerTDMPC2(agent, seed=0)
+        else:
+            cpu.choose_matmul(agent)
         shape = (runs, hp.horizon, hp.batch_size)
         obs = torch.randn(runs, hp.horizon + 1, hp.batch_size, 24)
         batch = Batch(obs, torch.rand(*shape, 6) * 2 - 1, torch.randn(shape), torch.zeros(shape))
