@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,11 @@ def test_agents_as_json() -> None:
     assert all(field["help"] for row in rows.values() for field in row["hyperparameters"].values())
 
 
+def loads_torch(arguments: list[str], message: str) -> Any:
+    """A mistake that is found only by a program that has loaded torch, which takes seconds."""
+    return pytest.param(arguments, message, marks=pytest.mark.whole)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,11 +71,13 @@ def test_agents_as_json() -> None:
         (["train", "sac", "cup-catch", "tua=1"], "error: unknown hyperparameter of sac 'tua': did you mean "),
         (["train", "sac", "cup-catch", "batch_size=many"], "error: sac: batch_size = 'many': "),
         (["train", "sac", "cup-catch", "batch_size"], "error: 'batch_size' is no override: write key=value"),
-        (["train", "sac", "cup-catch", "--device", "tpu"], "error: unknown device 'tpu': valid are cpu, cuda"),
-        (["train", "sac", "cup-catch", "--sink", "tensorbord"], "error: unknown tracker 'tensorbord'"),
-        (["worker", "nowhere"], "error: nowhere is no run directory: it has no run.json"),
+        loads_torch(
+            ["train", "sac", "cup-catch", "--device", "tpu"], "error: unknown device 'tpu': valid are cpu, cuda"
+        ),
+        loads_torch(["train", "sac", "cup-catch", "--sink", "tensorbord"], "error: unknown tracker 'tensorbord'"),
+        loads_torch(["worker", "nowhere"], "error: nowhere is no run directory: it has no run.json"),
         (["tasks", "--set", "mt3"], "error: unknown task set 'mt3': did you mean mt30"),
-        (["speed", "sac", "--fleet", "1,x"], "error: --fleet '1,x': give fleet sizes separated by commas"),
+        loads_torch(["speed", "sac", "--fleet", "1,x"], "error: --fleet '1,x': give fleet sizes separated by commas"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

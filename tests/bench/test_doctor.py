@@ -190,6 +190,7 @@ def answer(tmp_path_factory):
     }
 
 
+@pytest.mark.whole
 def test_the_core_works_here(answer):
     assert answer["returncode"] == 0
     assert answer["core_works"] is True
@@ -200,6 +201,7 @@ def test_the_core_works_here(answer):
     assert "walker-walk" in answer["dmcontrol"]["found"]
 
 
+@pytest.mark.whole
 def test_a_broken_domain_is_told_and_hides_no_other(answer):
     assert answer["metaworld"]["status"] == "fail"
     assert answer["metaworld"]["found"] == "ImportError: the original reason"
@@ -207,12 +209,14 @@ def test_a_broken_domain_is_told_and_hides_no_other(answer):
     assert "crashed (SIGABRT)" in answer["myosuite"]["found"]
 
 
+@pytest.mark.whole
 def test_every_failure_names_its_mend(answer):
     found = [check for check in answer.values() if isinstance(check, dict)]
     assert len(found) == 15
     assert all(check["mend"] for check in found if check["status"] == "fail")
 
 
+@pytest.mark.whole
 def test_it_takes_less_than_a_minute(answer):
     assert answer["seconds"] < 60
 
