@@ -132,6 +132,7 @@ def test_an_interrupted_run_equals_one_that_never_was(data: Path, whole: RunDir,
     assert "env_steps" not in done
 
 
+@pytest.mark.whole
 def test_killed_after_an_evaluation_and_before_the_checkpoint(data: Path, whole: RunDir, tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "parts", spec(data))
     assert train_runs([run], options(), None, after(3)) == EXIT_INTERRUPTED
@@ -147,6 +148,7 @@ def test_killed_after_an_evaluation_and_before_the_checkpoint(data: Path, whole:
     assert evaluations(run) == evaluations(whole)
 
 
+@pytest.mark.whole
 def test_a_fleet_gives_what_single_runs_give(data: Path, tmp_path: Path) -> None:
     # A low learning rate and no planning, for both amplify differences in the last digit.
     calm = {"hyperparameters": {"lr": 1e-6, "mpc": False}, "updates": 5}
@@ -194,6 +196,7 @@ def test_the_heartbeat_says_the_normalised_score(whole: RunDir) -> None:
     assert "env_steps" not in beat
 
 
+@pytest.mark.whole
 def test_a_finished_run_goes_on_to_more_updates(data: Path, whole: RunDir, tmp_path: Path) -> None:
     (run,) = train(tmp_path / "longer", [spec(data, updates=10)])
     run.update_spec(spec(data))
@@ -202,6 +205,7 @@ def test_a_finished_run_goes_on_to_more_updates(data: Path, whole: RunDir, tmp_p
     assert_equal(state(whole)["agent"], state(run)["agent"])
 
 
+@pytest.mark.whole
 def test_a_run_that_turns_nan_leaves_the_others_alone(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +236,7 @@ def test_training_says_what_it_does(whole: RunDir) -> None:
     assert float(rows[0]["total_loss"]) > 0
 
 
+@pytest.mark.whole
 def test_some_of_the_tasks_in_another_order(data: Path, tmp_path: Path) -> None:
     names = ["brief-swingup", "brief-balance"]
     (run,) = train(tmp_path, [spec(data, names=names, updates=5)])
@@ -339,6 +344,7 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.whole
 def test_another_data_set_in_its_place_fails_the_run(data: Path, tmp_path: Path) -> None:
     other = make_dataset(tmp_path / "other", seed=1)
     one = spec(data)
