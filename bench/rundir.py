@@ -138,7 +138,7 @@ class RunDir:
         path = self.path / name
         try:
             value: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except json.JSONDecodeError as error:
             raise UserError(
