@@ -6,7 +6,8 @@ progress and resuming plays them again: no simulator has to save its state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from bench.envs import agents_pixels
-from bench.envs.pool import EnvPool, WorkerError
+from bench.envs.errors import WorkerError
+from bench.envs.stepping import Pool
 from bench.failures import RunsFailed
 from bench.replay import Replay
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
-from bench.tasks import get
 
 Array = NDArray[Any]
 
@@ -38,26 +39,39 @@ class Step:
 class Collector:
     """R x N training environments.
 
+    Args:
+        pool: R * N environments, those of a run next to each other.
+        seeds: the seed of each run.
+        num_envs: N.
+        episode_agent_steps: agent steps in an episode that runs to its time limit.
+
     Attributes:
         obs: (R, N, *obs_shape) what each environment shows now.
         first: (R, N) whether that is the first observation of an episode.
         finished: (run, return, success) of episodes that ended since it was last emptied.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], workers: int) -> None:
-        self.specs = list(specs)
-        self.runs, self.num_envs = len(specs), specs[0].num_envs
-        tasks = [spec.task for spec in specs for _ in range(self.num_envs)]
-        repeats = [spec.action_repeat for spec in specs for _ in range(self.num_envs)]
-        self.action_size = get(specs[0].task).action_size
-        pixels = agents_pixels(specs[0].hyperparameters)
-        self.pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, pixels=pixels)
-        self.episode = np.zeros((self.runs, self.num_envs), dtype=np.int64)
-        self.first = np.ones((self.runs, self.num_envs), dtype=bool)
-        self.returns = np.zeros((self.runs, self.num_envs))
+    def __init__(self, pool: Pool, seeds: Sequence[int], num_envs: int, episode_agent_steps: int) -> None:
+        self.pool, self.seeds = pool, list(seeds)
+        self.runs, self.num_envs, self.episode_agent_steps = len(seeds), num_envs, episode_agent_steps
+        self.episode = np.zeros((self.runs, num_envs), dtype=np.int64)
+        self.first = np.ones((self.runs, num_envs), dtype=bool)
+        self.returns = np.zeros((self.runs, num_envs))
         self.finished: list[tuple[int, float, float]] = []
-        self.actions: list[list[Array]] = [[] for _ in tasks]
+        self.actions: list[list[Array]] = [[] for _ in range(self.runs * num_envs)]
         self.obs: Array = np.empty(0)
+
+    @classmethod
+    def of_runs(cls, specs: Sequence[RunSpec], workers: int, episode_agent_steps: int) -> Collector:
+        """The environments of a fleet, stepped by so many processes; 0 steps them in this one."""
+        from bench.envs.pool import EnvPool  # loads gymnasium, which made-up environments do without
+
+        num_envs = specs[0].num_envs
+        tasks = [spec.task for spec in specs for _ in range(num_envs)]
+        repeats = [spec.action_repeat for spec in specs for _ in range(num_envs)]
+        pixels = agents_pixels(specs[0].hyperparameters)
+        pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, pixels=pixels)
+        return cls(pool, [spec.seed for spec in specs], num_envs, episode_agent_steps)
 
     def start(self) -> None:
         """Reset every environment to its first episode."""
@@ -67,18 +81,26 @@ class Collector:
 
     def _seed(self, index: int) -> int:
         run, env = divmod(index, self.num_envs)
-        return episode_seed(self.specs[run].seed, "train", env, int(self.episode[run, env]))
+        return episode_seed(self.seeds[run], "train", env, int(self.episode[run, env]))
 
-    def step(self, action: Array) -> Step:
-        """Step all environments with (R, N, A) actions, then reset those whose episode ended."""
-        shape = (self.runs, self.num_envs)
+    @property
+    def reaches_time_limit(self) -> bool:
+        """Whether the next agent step takes an environment to the time limit of its episode."""
+        return max(map(len, self.actions)) + 1 >= self.episode_agent_steps
+
+    def send(self, action: Array) -> None:
+        """Begin an agent step of all environments, with (R, N, A) actions."""
         flat = action.reshape(self.runs * self.num_envs, -1)
-        try:
-            result = self.pool.step(flat)
-        except WorkerError as error:
-            raise RunsFailed.of_environments(error, error.indices, self.num_envs) from error
+        with _failures_by_run(self.num_envs):
+            self.pool.step_send(flat)
         for taken, history in zip(flat, self.actions, strict=True):
             history.append(taken.copy())
+
+    def receive(self) -> Step:
+        """Finish the agent step that `send` began, then reset the environments whose episode ended."""
+        shape = (self.runs, self.num_envs)
+        with _failures_by_run(self.num_envs):
+            result = self.pool.step_recv()
         self.returns += result.reward.reshape(shape)
         self.obs = result.obs.reshape(*shape, *result.obs.shape[1:]).copy()
         step = Step(
@@ -124,14 +146,15 @@ class Collector:
         self.start()
         replay.begin(self.obs)
         lengths = np.array([len(taken) for taken in self.actions]).reshape(self.runs, self.num_envs)
-        action = np.zeros((self.runs * self.num_envs, self.action_size), dtype=np.float32)
+        action = np.zeros((len(self.actions), replay.action_size), dtype=np.float32)
         reward, never = np.zeros(action.shape[0]), np.zeros(lengths.shape, dtype=bool)
         flat_obs = self.obs.reshape(-1, *self.obs.shape[2:])
         for number in range(int(lengths.max())):
             where = lengths > number
             going = np.flatnonzero(where)
             action[going] = [self.actions[index][number] for index in going]
-            result = self.pool.step(action[going], going.tolist())
+            self.pool.step_send(action[going], going.tolist())
+            result = self.pool.step_recv()
             flat_obs[going], reward[going] = result.obs, result.reward
             shaped = reward.reshape(lengths.shape)
             replay.add(self.obs, action.reshape(*lengths.shape, -1), shaped, never, never, where)
@@ -142,3 +165,12 @@ class Collector:
     def close(self) -> None:
         """End the environments' processes."""
         self.pool.close()
+
+
+@contextlib.contextmanager
+def _failures_by_run(num_envs: int) -> Iterator[None]:
+    """An environment that fails is a failure of its run."""
+    try:
+        yield
+    except WorkerError as error:
+        raise RunsFailed.of_environments(error, error.indices, num_envs) from error

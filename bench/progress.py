@@ -42,6 +42,8 @@ class Monitor:
         self.evaluated = [False] * len(runs)
         self.history: deque[tuple[float, int]] = deque()
         self.beaten_at = self.printed_at = float("-inf")
+        self.env_wait_share: float | None = None
+        """Share of this process's agent steps in which the learner had nothing to do but wait for environments."""
 
     @property
     def rate(self) -> float | None:
@@ -91,10 +93,12 @@ class Monitor:
         self._beat(run, at, at / wall_s if wall_s else None, wall_s)
 
     def resources(self) -> dict[str, Any]:
-        """Peak GPU memory of this process in GB; none on a CPU."""
-        if self.device.type != "cuda":
-            return {"peak_gpu_gb": None}
-        return {"peak_gpu_gb": round(torch.cuda.max_memory_allocated(self.device) / 1e9, 3)}
+        """Peak GPU memory of this process in GB (None on a CPU); share of its time that it waited for environments."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "peak_gpu_gb": round(torch.cuda.max_memory_allocated(self.device) / 1e9, 3) if on_gpu else None,
+            "env_wait_share": self.env_wait_share and round(self.env_wait_share, 4),
+        }
 
     def train_return(self, run: int, value: float) -> None:
         """The return to show until there is an evaluation."""

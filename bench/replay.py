@@ -23,7 +23,7 @@ To resume: `load` each run from its state and its log, then feed the episodes in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from bench.errors import UserError
 from bench.replay_index import RunIndex
 from bench.replay_queue import Ints, Queue
 from bench.replay_segment import Episode
+from bench.transfer import to_device
 
 Bools = NDArray[np.bool_]
 
@@ -85,6 +86,9 @@ class Replay:
         self._steps = torch.empty(0, action_size + 2, device=device)  # action, reward, terminated
         # The entry before each in its episode; entry 0 is before itself.
         self._previous: Ints = np.empty(0, np.int64)
+        # Entries of transitions that are under way (see `reserve`).
+        self._reserved: Ints | None = None
+        self._is_reserved: Bools = np.empty(0, bool)
         # The episodes in progress once more on the host, for the log: no copy from the device.
         self._open_obs = np.empty((self.runs, num_envs, 64, *self.frame_shape), obs_dtype)
         self._open_steps = np.zeros((self.runs, num_envs, 64, action_size + 2), np.float32)
@@ -102,7 +106,7 @@ class Replay:
     @property
     def bytes_per_entry(self) -> int:
         """Device memory that one entry takes. A run of `capacity` transitions takes `capacity` entries and one more for
-        each episode; the host keeps 16 bytes an entry beside it (24 for streams)."""
+        each episode; the host keeps 17 bytes an entry beside it (25 for streams)."""
         return self._obs.element_size() * int(np.prod(self.frame_shape)) + 4 * (self.action_size + 2)
 
     @property
@@ -147,6 +151,15 @@ class Replay:
         self._previous[slots] = slots
         self._write(slots, rows, np.zeros((len(runs), self.action_size + 2), np.float32))
 
+    def reserve(self) -> None:
+        """The next transition of every environment is under way, and ends no episode: draws are as if it were here.
+
+        `add` then brings it, before the next `reserve`; a batch that needs it waits for that (see `sample`).
+        """
+        if self._reserved is None:
+            self._reserved = self._extend(*self._places(None))
+            self._is_reserved[self._reserved] = True
+
     def add(
         self, obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, where: Bools | None = None
     ) -> None:
@@ -161,15 +174,19 @@ class Replay:
             where: (R, N), the environments that took the action; None: all.
 
         Raises:
-            ValueError: an environment of `where` has no episode in progress.
+            ValueError: an environment of `where` has no episode in progress, or some are left out after `reserve`.
             UserError: the episodes in progress fill the replay, or the device has no memory left.
         """
         runs, envs = self._places(where)
         if len(runs) == 0:
             return
-        if any(index.open_transitions[envs[runs == run]].min(initial=0) < 0 for run, index in enumerate(self._indices)):
-            raise ValueError("a transition was added where no episode has begun")
-        self._take_priorities()
+        if self._reserved is not None:
+            if where is not None:
+                raise ValueError("a transition of every environment was reserved")
+            slots, self._reserved = self._reserved, None
+            self._is_reserved[slots] = False
+        else:
+            slots = self._extend(runs, envs)
         obs_rows = self._newest_frames(self._rows(obs, runs, envs))
         step_rows = np.concatenate(
             [
@@ -180,13 +197,6 @@ class Replay:
             axis=1,
             dtype=np.float32,
         )
-        for run, index in enumerate(self._indices):
-            self._free.append(index.make_room(int((runs == run).sum())))
-        slots = self._take(len(runs))
-        for run, index in enumerate(self._indices):
-            mine = envs[runs == run]
-            self._previous[slots[runs == run]] = index.open_slots[mine, index.open_transitions[mine]]
-            index.extend(mine, slots[runs == run])
         self._write(slots, obs_rows, step_rows)
         at = np.stack([index.open_transitions for index in self._indices])[runs, envs]
         self._grow_open(int(at.max()))
@@ -196,6 +206,20 @@ class Replay:
         for run, env in zip(runs[ended].tolist(), envs[ended].tolist(), strict=True):
             self._finished.append((run, self.in_progress(run, env)))
             self._indices[run].finish(env)
+
+    def _extend(self, runs: Ints, envs: Ints) -> Ints:
+        """Entries for one more transition of the episodes in progress in these environments."""
+        if any(index.open_transitions[envs[runs == run]].min(initial=0) < 0 for run, index in enumerate(self._indices)):
+            raise ValueError("a transition was added where no episode has begun")
+        self._take_priorities()
+        for run, index in enumerate(self._indices):
+            self._free.append(index.make_room(int((runs == run).sum())))
+        slots = self._take(len(runs))
+        for run, index in enumerate(self._indices):
+            mine = envs[runs == run]
+            self._previous[slots[runs == run]] = index.open_slots[mine, index.open_transitions[mine]]
+            index.extend(mine, slots[runs == run])
+        return slots
 
     def in_progress(self, run: int, env: int) -> Episode:
         """A copy of the episode in progress in an environment, so far.
@@ -219,16 +243,24 @@ class Replay:
         """Whether every run has a slice to draw."""
         return all(index.can_draw() for index in self._indices)
 
-    def sample(self) -> Batch:
+    def sample(self, arrive: Callable[[], None] | None = None) -> Batch:
         """Draw a batch for every run, each from its own episodes with its own generator.
 
+        Args:
+            arrive: adds the transitions that were reserved; called where the batch holds one of them.
+
         Raises:
+            ValueError: it holds one, and nothing adds it.
             UserError: a run has no episode that is long enough yet.
         """
         self._take_priorities()
         length, batch = self.spec.length, self.spec.batch_size
         draws = [index.draw() for index in self._indices]
         entries = np.stack([draw.entries for draw in draws])  # (R, L, B)
+        if self._reserved is not None and self._is_reserved[entries].any():
+            if arrive is None:
+                raise ValueError("a batch holds a transition that is under way")
+            arrive()
         obs = self._obs.index_select(0, self._to_device(self._stacks(entries)).flatten())
         slots = self._to_device(entries[:, 1:])
         steps = self._steps.index_select(0, slots.flatten()).view(self.runs, length - 1, batch, -1)
@@ -332,11 +364,7 @@ class Replay:
         self._steps.index_copy_(0, where, self._to_device(steps))
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
-        """To the device without waiting for it: from pinned memory."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        return to_device(array, self.device)
 
     def _take(self, count: int) -> Ints:
         """Free entries; more memory where there are too few."""
@@ -362,6 +390,7 @@ class Replay:
         steps[: self._entries] = self._steps
         self._obs, self._steps = obs, steps
         self._previous = np.concatenate([self._previous, np.zeros(more, np.int64)])
+        self._is_reserved = np.concatenate([self._is_reserved, np.zeros(more, bool)])
         self._free.append(np.arange(self._entries, self._entries + more))
         self._entries += more
 

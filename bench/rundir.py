@@ -58,6 +58,8 @@ class Progress:
     """cpu or cuda, by the last heartbeat."""
     sharers: int = 1
     """Runs that trained on that device together, this one included."""
+    env_wait_share: float | None = None
+    """Share of its time that the learner waited for environments, by the last heartbeat."""
 
 
 class RunDir:
@@ -195,6 +197,7 @@ class RunDir:
             age_s=age_s,
             device=beat.get("device"),
             sharers=int(beat.get("fleet") or 1) * int(beat.get("pack") or 1),
+            env_wait_share=beat.get("env_wait_share"),
         )
 
     def _owner_gone(self, beat: Mapping[str, Any], age_s: float) -> bool:

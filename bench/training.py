@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.protocol import Agent, Finetunable, Observing
+from agents.protocol import Agent, Finetunable
 from agents.registry import get as get_agent
 from bench import agent_spec, checkpoint, contract, pretrained
 from bench.collector import Collector
@@ -25,14 +25,15 @@ from bench.cpu import choose_matmul
 from bench.errors import UserError
 from bench.evaluation import Abandoned, Evaluator
 from bench.failures import NaNError, RunsFailed
+from bench.loop import Loop
 from bench.progress import Monitor
 from bench.replay import Replay
 from bench.replay_log import ReplayLog
 from bench.rundir import RunDir
 from bench.runspec import Init
 from bench.schema import TRAIN_CSV_FIRST
-from bench.seeding import derive_seed
 from bench.sinks import Sink
+from bench.tasks import get as get_task
 from bench.video import write_mp4
 
 VIDEO_FPS = 30
@@ -60,7 +61,6 @@ class TrainOptions:
 class Counters:
     """Where a fleet is: the same for all its runs, since they train in lockstep."""
 
-    agent_steps: int = 0
     evaluated_at: int = -1
     logged_at: int = 0
     wall_s: list[float] = field(default_factory=list)
@@ -102,15 +102,30 @@ class Fleet:
         choose_matmul(self.agent)
         self.replay = Replay.of_agent(self.agent.replay, spec, seeds, self.device)
         self.logs = [ReplayLog(run.replay, check=run.guard) for run in runs]
-        self.rngs = [np.random.default_rng(derive_seed(seed, "random actions")) for seed in seeds]
-        self.collector = Collector(self.specs, options.env_workers)
+        self.collector = Collector.of_runs(self.specs, options.env_workers, spec.episode_agent_steps)
+        self.loop = Loop(
+            self.agent,
+            spec,
+            seeds,
+            self.collector,
+            self.replay,
+            self.device,
+            overlap=self._can_overlap(),
+            diverged=self._nan,
+            alive=self._tick,
+        )
         self.evaluator: Evaluator | None = None
         self.counters = Counters(wall_s=[0.0] * len(runs))
-        self.metrics: Mapping[str, torch.Tensor] = {}
         self._log_positions: list[int | None] = [None] * len(runs)
         self.failures: dict[int, BaseException] = {}
         self._clock = self._saved_at = time.monotonic()
         self._saved_at_steps = -1
+
+    def _can_overlap(self) -> bool:
+        """Whether environments can step while the learner computes: elsewhere than it, and never ending an episode
+        at a moment that is not known beforehand."""
+        elsewhere = self.options.env_workers > 0 or self.device.type == "cuda"
+        return elsewhere and not any(get_task(spec.task).terminates for spec in self.specs)
 
     # The loop
 
@@ -125,7 +140,6 @@ class Fleet:
                 self._start_from(self.specs[0].init)
             self.collector.start()
             self.replay.begin(self.collector.obs)
-        counters, spec = self.counters, self.spec
         while True:
             self._tick()
             if self.failures:
@@ -138,7 +152,7 @@ class Fleet:
                 if not self._evaluate():
                     return False
                 continue
-            if counters.agent_steps >= spec.budget_agent_steps:
+            if self.loop.agent_steps >= self.spec.budget_agent_steps:
                 self._checkpoint()
                 self._finish()
                 return True
@@ -153,66 +167,29 @@ class Fleet:
         self.agent.start_from(Path(init.path), init.embedding)
 
     def _agent_step(self) -> None:
-        collector, counters = self.collector, self.counters
-        acted_on = collector.obs
-        step = collector.step(self._act())
-        if isinstance(self.agent, Observing):
-            told = (acted_on, step.reward, step.terminated, step.truncated)
-            self.agent.observe(*(torch.from_numpy(value).to(self.device) for value in told))
-        self.replay.add(step.obs, self._action, step.reward, step.terminated, step.truncated)
+        self.loop.agent_step()
         for run, episode in self.replay.pop_finished():
             self.logs[run].append([episode])
-        if collector.first.any():
-            self.replay.begin(collector.obs, collector.first)
-        before = counters.agent_steps
-        counters.agent_steps += self.spec.num_envs
-        due = self.agent.updates_due(before, counters.agent_steps)
-        contract.check_updates_due(self.agent, due)
-        for _ in range(due):
-            settled = bool(self.metrics)
-            batch = self.replay.sample()
-            self.metrics = self.agent.update(batch)
-            self.replay.set_priorities(batch)
-            if not settled:
-                contract.check_metrics(self.agent, self.metrics, len(self.dirs))
-            if due > self.spec.num_envs:
-                self._tick()
-        if counters.agent_steps - counters.logged_at >= self.spec.episode_agent_steps:
+        if self.loop.agent_steps - self.counters.logged_at >= self.spec.episode_agent_steps:
             self._log()
 
-    def _act(self) -> np.ndarray:
-        """Actions (R, N, A) for this step: random in the seed phase, the agent's afterwards."""
-        shape = (self.spec.num_envs, self.spec.action_size)
-        if self.counters.agent_steps < self.agent.seed_agent_steps:
-            self._action = np.stack([rng.uniform(-1, 1, shape).astype(np.float32) for rng in self.rngs])
-            return self._action
-        obs = torch.from_numpy(self.collector.obs).to(self.device)
-        first = torch.from_numpy(self.collector.first).to(self.device)
-        action = self.agent.act(obs, first, explore=True)
-        contract.check_action(self.agent, action, (len(self.dirs), *shape), self.device)
-        self._action = action.cpu().numpy()
-        contract.check_range(self.agent, float(np.abs(self._action).max()))
-        for run in np.flatnonzero(~np.isfinite(self._action).all(axis=(1, 2))):
-            self._nan(int(run), "the agent's action is not a number")
-        self._action = np.nan_to_num(self._action)
-        return self._action
-
     def _nan(self, run: int, what: str) -> None:
-        metrics = {name: float(values[run]) for name, values in self.metrics.items()}
-        self.failures[run] = NaNError(f"{what} at agent step {self.counters.agent_steps}; last metrics {metrics}")
+        metrics = {name: float(values[run]) for name, values in self.loop.metrics.items()}
+        self.failures[run] = NaNError(f"{what} at agent step {self.loop.agent_steps}; last metrics {metrics}")
 
     def _tick(self) -> None:
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
         self.counters.wall_s = [wall_s + elapsed for wall_s in self.counters.wall_s]
-        self.monitor.tick(self.counters.agent_steps, self.counters.wall_s)
+        self.monitor.env_wait_share = self.loop.env_wait_share
+        self.monitor.tick(self.loop.agent_steps, self.counters.wall_s)
 
     # What is written down
 
     def _stamp(self, run: int) -> dict[str, Any]:
         return {
-            "env_steps": self.counters.agent_steps * self.specs[run].action_repeat,
-            "agent_steps": self.counters.agent_steps,
+            "env_steps": self.loop.agent_steps * self.specs[run].action_repeat,
+            "agent_steps": self.loop.agent_steps,
             "wall_s": round(self.counters.wall_s[run], 3),
         }
 
@@ -220,7 +197,7 @@ class Fleet:
         """A row of train.csv for each run: what its agent and its episodes said since the last one."""
         counters = self.counters
         finished, self.collector.finished = self.collector.finished, []
-        metrics = {name: values.cpu().numpy() for name, values in self.metrics.items()}
+        metrics = {name: values.cpu().numpy() for name, values in self.loop.metrics.items()}
         rate = self.monitor.rate
         for run, run_dir in enumerate(self.dirs):
             own = [(return_, success) for number, return_, success in finished if number == run]
@@ -241,15 +218,15 @@ class Fleet:
                 sink.log(run, row["env_steps"], numbers)
             if own:
                 self.monitor.train_return(run, row["return"])
-        counters.logged_at = counters.agent_steps
+        counters.logged_at = self.loop.agent_steps
 
     def _evaluation_due(self) -> bool:
         counters, every = self.counters, self.specs[0].eval_every_env_steps // self.specs[0].action_repeat
         if counters.evaluated_at < 0:
             return True
-        reached = counters.agent_steps // every > counters.evaluated_at // every
-        at_end = counters.agent_steps >= self.spec.budget_agent_steps
-        return reached or (at_end and counters.evaluated_at < counters.agent_steps)
+        reached = self.loop.agent_steps // every > counters.evaluated_at // every
+        at_end = self.loop.agent_steps >= self.spec.budget_agent_steps
+        return reached or (at_end and counters.evaluated_at < self.loop.agent_steps)
 
     def _make_evaluator(self) -> Evaluator:
         workers = self.options.env_workers
@@ -264,12 +241,12 @@ class Fleet:
     def _evaluate(self) -> bool:
         """Evaluate every run; false if interrupted. It may take long, so there is always a checkpoint from which it can
         be done anew: the agent's noise in evaluation goes on from one to the next."""
-        if self._saved_at_steps != self.counters.agent_steps:
+        if self._saved_at_steps != self.loop.agent_steps:
             self._checkpoint()
         if self.evaluator is None:
             self.evaluator = self._make_evaluator()
         try:
-            results = self.evaluator.evaluate(self.agent, self.device, self.counters.agent_steps)
+            results = self.evaluator.evaluate(self.agent, self.device, self.loop.agent_steps)
         except Abandoned:
             return False
         self._tick()
@@ -287,7 +264,7 @@ class Fleet:
                 path = Path(run_dir.path / "videos" / f"{stamp['env_steps']:010d}.mp4")
                 path.parent.mkdir(exist_ok=True)
                 write_mp4(path, np.stack(self.evaluator.frames[run]), VIDEO_FPS)
-        self.counters.evaluated_at = self.counters.agent_steps
+        self.counters.evaluated_at = self.loop.agent_steps
         return True
 
     # Checkpoints
@@ -308,15 +285,15 @@ class Fleet:
                 "replay_log": log.position(),
                 "collector": self.collector.state_dict(run),
                 "finished": [(ret, success) for number, ret, success in self.collector.finished if number == run],
-                "random_actions": self.rngs[run].bit_generator.state,
+                "random_actions": self.loop.rngs[run].bit_generator.state,
             }
-            checkpoint.save(run_dir, counters.agent_steps, state)
+            checkpoint.save(run_dir, self.loop.agent_steps, state)
             # The two checkpoints that are kept may need episodes from before the older one, and nothing earlier.
             older = self._log_positions[run]
-            if older is not None and self._saved_at_steps != counters.agent_steps:
+            if older is not None and self._saved_at_steps != self.loop.agent_steps:
                 log.discard_before(older, self.agent.replay.capacity)
             self._log_positions[run] = log.position()
-        self._saved_at, self._saved_at_steps = time.monotonic(), counters.agent_steps
+        self._saved_at, self._saved_at_steps = time.monotonic(), self.loop.agent_steps
 
     def _resume(self) -> bool:
         """Go on from the newest checkpoint that all runs share; false where there is none."""
@@ -330,14 +307,14 @@ class Fleet:
             return False
         self.agent.load_state_dict([state["agent"] for state in states])
         for run, state in enumerate(states):
-            self.rngs[run].bit_generator.state = state["random_actions"]
+            self.loop.rngs[run].bit_generator.state = state["random_actions"]
             episodes = self.logs[run].read(state["replay_log"], self.agent.replay.capacity)
             self.replay.load(run, state["replay"], episodes)
             self.collector.finished += [(run, ret, success) for ret, success in state["finished"]]
         if not self.collector.restore([state["collector"] for state in states], self.replay):
             self.monitor.note("a simulator did not repeat its episode exactly: the run goes on from what it shows now")
+        self.loop.agent_steps = steps
         self.counters = Counters(
-            agent_steps=steps,
             evaluated_at=states[0]["evaluated_at"],
             logged_at=states[0]["logged_at"],
             wall_s=[state["wall_s"] for state in states],
@@ -350,7 +327,7 @@ class Fleet:
         for run, run_dir in enumerate(self.dirs):
             if run in self.failures:
                 continue
-            self.monitor.final_beat(run, self.counters.agent_steps, self.counters.wall_s[run])
+            self.monitor.final_beat(run, self.loop.agent_steps, self.counters.wall_s[run])
             run_dir.mark_done(**self._stamp(run), **self.monitor.resources(), replay_kept=self.options.keep_replay)
             if not self.options.keep_replay:
                 shutil.rmtree(run_dir.replay, ignore_errors=True)

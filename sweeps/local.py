@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.processes import Process, kill, wait_gone
-from sweeps import devices, plan, snapshot
+from sweeps import devices, plan, sizing, snapshot
 from sweeps.executor import Placement
 from sweeps.record import LaunchRecord
 from sweeps.slot import run_slot
@@ -34,7 +34,14 @@ class LocalExecutor:
 
     def planned(self, resources: Resources) -> Resources:
         """The device that this machine has, unless the sweep says which; its cores shared by the slots."""
-        return resources.model_copy(update={"device": devices.resolve(resources.device), "threads": threads(resources)})
+        device, cores = devices.resolve(resources.device), cores_of_a_worker(resources)
+        return resources.model_copy(
+            update={
+                "device": device,
+                "threads": resources.threads or cores,
+                "env_workers": sizing.env_workers(resources, device, cores),
+            }
+        )
 
     def gpus_per_slot(self, resources: Resources) -> float:
         """Its share of `resources.gpus`; of the first one that it sees where they are not given."""
@@ -113,10 +120,10 @@ class LocalExecutor:
         return f"launch {record.name}: {count} slot{'s' if count > 1 else ''} on {record.info['host']}{shown}"
 
 
-def threads(resources: Resources) -> int:
-    """Threads of one learner: as asked, else this machine's cores shared by the workers of all slots."""
+def cores_of_a_worker(resources: Resources) -> int:
+    """This machine's cores, shared by the workers of all slots; at least 1."""
     workers = resources.slots * max(resources.pack.values())
-    return resources.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
 def visible_gpus(resources: Resources, slots: int) -> list[str | None]:

@@ -216,6 +216,7 @@ def run_json(run: RunState) -> dict[str, Any]:
         "score" if learns_offline else "return": progress.last_return,
         f"{spec.clock}_per_s": progress.speed if run.state == "running" else None,
         "eta_s": run.eta_s,
+        "env_wait_share": progress.env_wait_share,
         "wall_s": progress.wall_s,
         "error": run.error,
         "path": str(run.directory.path),

@@ -18,6 +18,17 @@ CONTEXT_GB = 0.6
 """What each process takes on a GPU besides its tensors: CUDA's context and the kernels."""
 
 
+MOST_ENV_WORKERS = 16
+"""Of one fleet, where nobody says: each takes some hundred MB."""
+
+
+def env_workers(resources: Resources, device: str, cores: int) -> int:
+    """Environment processes of one fleet that has so many cores: as asked, else see `Resources.env_workers`."""
+    if resources.env_workers is not None:
+        return resources.env_workers
+    return max(1, min(cores - 1, MOST_ENV_WORKERS)) if device == "cuda" else 1
+
+
 @dataclass(frozen=True)
 class Size:
     """How the runs of one agent variant are grouped."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.processes import Process
-from sweeps import slurm_limits, slurm_state, snapshot
+from sweeps import sizing, slurm_limits, slurm_state, snapshot
 from sweeps.cluster import Profile
 from sweeps.executor import Placement
 from sweeps.record import LaunchRecord
@@ -98,10 +98,13 @@ class SlurmExecutor:
     def planned(self, resources: Resources) -> Resources:
         """A GPU if the profile asks for one, unless the sweep says otherwise; a job's cores for its learner."""
         gpu = "cuda" if self.profile.gpus.count else "cpu"
+        device = gpu if resources.device == "auto" else resources.device
+        cores = max(1, self.profile.cpus // max(resources.pack.values()))
         return resources.model_copy(
             update={
-                "device": gpu if resources.device == "auto" else resources.device,
-                "threads": resources.threads or max(1, self.profile.cpus // max(resources.pack.values())),
+                "device": device,
+                "threads": resources.threads or cores,
+                "env_workers": sizing.env_workers(resources, device, cores),
                 "slots": self.profile.parallel,
                 "gpu_memory_gb": resources.gpu_memory_gb or self.profile.gpus.memory_gb,
             }

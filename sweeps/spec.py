@@ -116,8 +116,9 @@ class Resources(Part):
     """auto: cuda where the machine has a CUDA device, else cpu."""
     gpus: tuple[Annotated[int, BeforeValidator(number), Field(ge=0)], ...] | None = None
     """Indices of the GPUs to use, given to the slots in turn; all visible GPUs of every slot where it is not given."""
-    env_workers: Annotated[int, BeforeValidator(number), Field(ge=0)] = 1
-    """Processes that step the environments of one fleet."""
+    env_workers: Annotated[int, BeforeValidator(number), Field(ge=0)] | None = None
+    """Processes that step the environments of one fleet; where it is not given, on a GPU all cores of the fleet but one
+    (16 at most), on a CPU, whose cores the learner takes, one."""
     threads: Count | None = None
     """CPU threads of the learner of one fleet; the machine's cores divided by the slots where it is not given."""
     checkpoint_every_s: Positive = 300.0

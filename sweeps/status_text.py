@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from rich import box
 from rich.console import Console
@@ -19,6 +20,9 @@ MOST_TASKS_BY_NAME = 24
 """With more tasks than this, status counts by domain."""
 
 MOST_REASONS = 6
+
+NOTABLE_ENV_WAIT = 0.1
+"""From this share on, status says that learners wait for environments."""
 
 WIDE = 120
 """Columns of a terminal that shows the table whole."""
@@ -85,6 +89,7 @@ def lines(runs: Sequence[RunState], launches: Sequence[LaunchRecord], silence: s
     return [
         *(hours_line(device, found[device]) for device in sorted(found) if device in TITLES),
         *([never_ran_line(found["unknown"])] if "unknown" in found else []),
+        *env_wait_lines(runs),
         *waiting_lines(runs, status.why(runs, launches)),
         *([f"what Slurm says is not known: {silence}"] if silence else []),
     ]
@@ -96,6 +101,18 @@ def hours_line(device: str, found: Hours) -> str:
     if found.unknown:
         to_come += f", and unknown for {plural(found.unknown, 'run')} of no speed yet"
     return f"{TITLES[device]}: {_h(found.used_h)} used, {to_come}"
+
+
+def env_wait_lines(runs: Sequence[RunState]) -> list[str]:
+    """About running learners that spend much of their time waiting for environments."""
+    shares = [run.progress.env_wait_share or 0.0 for run in runs if run.state == "running"]
+    waiting = [share for share in shares if share >= NOTABLE_ENV_WAIT]
+    if not waiting:
+        return []
+    return [
+        f"{plural(len(waiting), 'running run')}: the learner waits for environments {100 * median(waiting):.0f} % of "
+        "the time; more resources.env_workers may help where there are cores for them"
+    ]
 
 
 def never_ran_line(found: Hours) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.util import Finalize
 from types import TracebackType
@@ -20,23 +19,13 @@ from bench.envs import PAPER_PIXELS, ObsKind, Pixels, obs_spec
 from bench.envs.base import checked_actions
 from bench.envs.errors import WorkerError
 from bench.envs.host import EnvEntry, EnvHost, Failure, HostError, Layout
+from bench.envs.stepping import StepResult
 from bench.envs.workers import CLOSE_TIMEOUT_S, Worker, shut_down, split, worker_environment
 from bench.errors import UserError
 from bench.tasks import Task
 
 STARTUP_TIMEOUT_S = 600.0
 """How long a worker may take to load its simulators, on a file system that is slow."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one agent step gave, a row for each index that was asked for, in that order."""
-
-    obs: NDArray[Any]  # (n, *obs_shape) float32 or uint8
-    reward: NDArray[np.float32]  # (n,) summed over the action repeat
-    terminated: NDArray[np.bool_]  # (n,) the simulator ended the episode
-    truncated: NDArray[np.bool_]  # (n,) its time is up
-    success: NDArray[np.float32]  # (n,) 0.0 or 1.0 at this agent step
 
 
 class EnvPool:

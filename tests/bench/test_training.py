@@ -90,9 +90,10 @@ def test_an_interrupted_run_equals_one_that_never_was(agent: str, tmp_path: Path
     assert {row["length"] for row in rows} == {"500"}
 
     run = RunDir.create(tmp_path / "parts", spec(agent))
-    # Before anything, in the first evaluation, after it, mid-episode, in the second evaluation, past the burst, ...
-    for calls in (1, 250, 520, 30, 400, 655, 100):
-        assert train_runs([run], options(), None, after(calls)) == EXIT_INTERRUPTED
+    # Before anything, in the first evaluation, after it, mid-episode, in the second evaluation, past the burst, ...;
+    # in some attempts environments step in a process of their own, while the learner updates.
+    for calls, env_workers in ((1, 0), (250, 0), (520, 1), (30, 0), (400, 1), (655, 0), (100, 1)):
+        assert train_runs([run], options(env_workers=env_workers), None, after(calls)) == EXIT_INTERRUPTED
         assert run.progress().state == "pending"
     assert train_runs([run], options(), None, never) == EXIT_DONE
     assert evaluations(run) == rows
@@ -102,6 +103,9 @@ def test_an_interrupted_run_equals_one_that_never_was(agent: str, tmp_path: Path
     for part in ("agent", "replay", "collector", "random_actions"):
         assert_equal(final[0][part], final[1][part], part)
     assert len(run.info()["attempts"]) == 8
+    done = run.read_json("done.json")
+    assert done is not None
+    assert 0 < done["env_wait_share"] < 1
 
 
 def test_an_interrupted_evaluation_is_done_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,11 @@ from waiting import wait_idle, wait_until
 
 from agents import registry
 from bench.rundir import RunDir
-from sweeps import cost, devices, expand, launch, measured, plan, plan_text, record, state
+from sweeps import cost, devices, expand, launch, measured, plan, plan_text, record, sizing, state
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
 from sweeps.measured import Measurement
+from sweeps.spec import Resources
 
 Behave = Callable[..., None]
 Write = Callable[..., Path]
@@ -110,6 +111,13 @@ def test_memory_of_the_gpu_is_asked_of_the_driver(write: Write, tmp_path: Path, 
     assert fleets(expand.load(write(TEXT), asked), tmp_path) == [(4, 1)]
     (first_gpu,) = plan.make(expand.load(write(TEXT), [*asked, "resources.gpus=[0]"]), tmp_path).fleets
     assert first_gpu.why == "fits: 20.6 of 80.0 GB (sweep file; GPU: this machine)"
+
+
+def test_environment_processes_by_the_cores_of_a_fleet() -> None:
+    nothing_said, two = Resources(), Resources(env_workers=2)
+    assert [sizing.env_workers(nothing_said, "cuda", cores) for cores in (1, 2, 8, 64)] == [1, 1, 7, 16]
+    assert sizing.env_workers(nothing_said, "cpu", 8) == 1
+    assert sizing.env_workers(two, "cuda", 8) == sizing.env_workers(two, "cpu", 8) == 2
 
 
 def test_the_grouping_is_shown(write: Write, tmp_path: Path) -> None:

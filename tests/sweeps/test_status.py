@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from waiting import wait_until
 
 from bench.rundir import RunDir
-from sweeps import expand, follow, launch, record, slurm_state, state, status, status_text
+from sweeps import expand, follow, launch, plan, record, slurm_state, state, status, status_text
 from sweeps.cli import app
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
@@ -75,6 +75,16 @@ def test_hours_of_what_never_ran_are_unknown(write: Write, results: Path) -> Non
     failed.mark_failed(ValueError("bad"))
     runs = read(sweep, results)
     assert status.hours([runs[1]], runs)["cpu"].to_come_h == 0.0  # nothing comes of it unless somebody retries it
+
+
+def test_learners_that_wait_for_environments_are_named(write: Write, results: Path) -> None:
+    sweep = expand.load(write(TEXT))
+    for index, share in enumerate((0.05, 0.4, 0.2)):
+        beat(sweep, results, index, env_wait_share=share)
+    runs = read(sweep, results)
+    assert [plan.run_json(run)["env_wait_share"] for run in runs] == [0.05, 0.4, 0.2, None]
+    (line,) = [line for line in status_text.lines(runs, [], None) if "environments" in line]
+    assert line.startswith("2 running runs: the learner waits for environments 30 % of the time")
 
 
 def test_rows_by_agent_and_domain(write: Write, results: Path) -> None:
