@@ -184,6 +184,15 @@ class Finetunable(Protocol):
 
 
 @runtime_checkable
+class Scheduled(Protocol):
+    """An agent that costs more, or less, later in a run than at its start: optional, for measuring its speed."""
+
+    def go_to(self, agent_steps: int) -> None:
+        """Be where the schedules are after so many agent steps of a run, without having learned."""
+        ...
+
+
+@runtime_checkable
 class Observing(Protocol):
     """An agent that also follows its training environments in order, for running statistics: optional."""
 

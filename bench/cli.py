@@ -4,13 +4,13 @@ runs."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bench.agents_cli import app as agents_app
-from bench.errors import UserError
 from bench.overrides import parse_overrides
 from bench.train_cli import app as train_app
 
@@ -82,35 +82,30 @@ def speed_command(
     agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")] = "tdmpc2",
     overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
     fleet: Annotated[str, typer.Option(help="Fleet sizes, separated by commas.")] = "1,2,4",
+    model_size: Annotated[int | None, typer.Option(help="The same as model_size=…")] = None,
     task: Annotated[str, typer.Option(help="Its sizes and its simulator are used.")] = "walker-walk",
+    synthetic: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="OBS ACTION", help="Made-up environments of these sizes instead: no simulator is needed."),
+    ] = None,
+    env_ms: Annotated[float, typer.Option(min=0, help="With --synthetic: what an agent step of them takes.")] = 0.0,
+    env_workers: Annotated[int, typer.Option(min=0, help="Environment processes; 0: none of their own.")] = 0,
+    num_envs: Annotated[int, typer.Option(min=1, help="Environments of each run.")] = 1,
     obs: Annotated[str | None, typer.Option(help="state or rgb; the agent's first by default.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
-    calls: Annotated[int, typer.Option(min=4, help="Timed calls of each kind.")] = 20,
+    calls: Annotated[int, typer.Option(min=4, help="Timed calls of each kind, and agent steps of the loop.")] = 20,
+    profile: Annotated[bool, typer.Option(help="Say where the time goes.")] = True,
     results: Annotated[Path, typer.Option(help="Writes speed/<machine>.json below, for `bench sweep plan`.")] = Path(
         "results"
     ),
 ) -> None:
     """Measure update, act and training rates by fleet size, and keep them for the cost estimates of sweeps."""
-    import torch
+    # Before torch is loaded, or its profiler writes between the lines of the table.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from bench import speed_text
 
-    from agents.registry import choose_obs_kind
-    from bench import speed
-    from bench.training import TrainOptions
-    from bench.worker import prepare
-
-    if not all(size.strip().isdigit() and int(size) > 0 for size in fleet.split(",")):
-        raise UserError(f"--fleet '{fleet}': give fleet sizes separated by commas, for example 1,2,4")
-    prepare(TrainOptions(device=device, threads=threads))
-    kind: Any = choose_obs_kind(agent, obs)
-    typer.echo(f"{agent} on {task} from {kind}, {device}, {threads} threads; medians ± half the interquartile range")
-    typer.echo("fleet    update ms         act ms            env ms   agent steps/s a run   in all")
-    measured = []
-    for size in map(int, fleet.split(",")):
-        one = speed.measure(agent, parse_overrides(overrides or []), task, size, torch.device(device), calls, kind)
-        measured.append(one)
-        typer.echo(
-            f"{size:5}{one.update_ms:11.2f} ± {one.update_spread_ms:<6.2f}{one.act_ms:9.2f} ± {one.act_spread_ms:<6.2f}"
-            f"{one.env_ms:9.2f}{one.loop_agent_steps_per_s:21.2f}{size * one.loop_agent_steps_per_s:9.2f}"
-        )
-    typer.echo(f"written to {speed.write(measured, device, results)}")
+    sizes = speed_text.fleet_sizes(fleet)
+    changed = parse_overrides(overrides or []) | ({} if model_size is None else {"model_size": model_size})
+    asked = speed_text.Asked(agent, changed, obs, num_envs, device, threads, calls, profile)
+    speed_text.run(asked, speed_text.world(task, synthetic, env_ms, env_workers), sizes, results)

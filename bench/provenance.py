@@ -17,8 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 CHECKOUT = Path(__file__).resolve().parents[1]
 SNAPSHOT_JSON = "snapshot.json"
 """In a copy of the code that jobs run: its hash, and the commit and changes of the checkout it was made from."""
@@ -61,7 +59,7 @@ def collect(device: str, checkout: Path = CHECKOUT) -> dict[str, Any]:
         "host": socket.gethostname(),
         "cpu": _cpu_model(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "device": device,
         **_gpu(device),
         "python": platform.python_version(),

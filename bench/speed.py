@@ -1,125 +1,283 @@
-"""How fast an agent updates, acts and trains on this machine, by fleet size: what sweeps estimate their cost from."""
+"""How fast an agent updates, acts and trains on this machine, by fleet size: what sweeps estimate their cost from.
+
+Loads no simulator where the environments are made up: torch, numpy, pydantic, typer and rich are enough then.
+"""
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import resource
 import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from agents.protocol import Agent, AgentSpec
+from agents.protocol import Agent, AgentSpec, Scheduled
 from agents.registry import get as get_agent
-from agents.registry import resolve_hyperparameters
-from bench import agent_spec, atomic, provenance
+from bench import atomic, provenance, speed_profile
+from bench.collector import Collector
 from bench.cpu import choose_matmul
-from bench.envs import ObsKind, agents_pixels
-from bench.envs.pool import EnvPool
+from bench.envs import ObsKind
+from bench.errors import UserError
+from bench.loop import Loop
 from bench.replay import Replay
-from bench.tasks import get as get_task
+from bench.speed_worlds import World
+from bench.transfer import to_device
 
 WARM_UP_CALLS = 3
 REPLAY_EPISODES = 2
+PROFILED_CALLS = 3
+LOOP_PARTS = 4
+"""The loop is timed in so many parts, of which the median counts."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median of repeated calls and half their interquartile range, in ms, after a warm-up."""
+
+    ms: float
+    spread_ms: float
+    first_ms: float
+    """Of the very first call: with whatever is made, chosen or compiled then."""
+
+
+def timed(call: Callable[[], Any], calls: int, device: torch.device) -> Timing:
+    """Time calls, each until the device has finished it."""
+    times = []
+    for _ in range(WARM_UP_CALLS + calls):
+        begin = time.perf_counter()
+        call()
+        _synchronise(device)
+        times.append(1000 * (time.perf_counter() - begin))
+    low, middle, high = statistics.quantiles(times[WARM_UP_CALLS:], n=4)
+    return Timing(round(middle, 3), round((high - low) / 2, 3), round(times[0], 3))
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One fleet size. Times are medians in ms of one call for the whole fleet, spreads half the interquartile range."""
+    """One fleet size. Times are of one call for the whole fleet; rates of each run."""
 
     agent: str
     hyperparameters: dict[str, Any]
-    task: str
     obs: str
     num_envs: int
     fleet: int
-    update_ms: float
-    update_spread_ms: float
-    act_ms: float
-    act_spread_ms: float
-    env_ms: float
+    world: dict[str, Any]
+    """Task, sizes and environment processes; see `World.facts`."""
+    update: Timing
+    act: Timing
+    env: Timing
+    updates_per_agent_step: float
     loop_agent_steps_per_s: float
-    """Of each run: one act, one agent step of its environment and the updates owed for it, after the seed phase."""
-    peak_gpu_gb: float | None = None
+    """Of each run, from running the loop after the seed phase, between resets. An agent that learns in blocks has its
+    updates spread evenly."""
+    loop_spread: float
+    """Half the range over the parts of the loop, in agent steps per second."""
+    parts_agent_steps_per_s: float
+    """What the sum of the times of update, act and environment would give: nothing overlaps in it."""
+    env_wait_share: float
+    """Share of the loop in which the learner waited for environments."""
+    peak_rss_gb: float
+    """Most memory that this process had, with the small replay of the measurement."""
+    replay_gb: float
+    """Memory on the device that the replay takes at the budget; not in `peak_rss_gb`."""
+    peak_gpu_gb: float | None
     """Most GPU memory of the whole fleet: what was measured, with the replay as large as a whole run makes it."""
+    threads: int
+    profile: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Share of each kind of operations in the time of an update and of an act."""
+
+    def first_s(self, what: Literal["update", "act"]) -> float:
+        """Seconds that the first call took."""
+        return float(getattr(self, what).first_ms) / 1000
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in the file; flat, in the units that the names say."""
+        values = dict(vars(self))
+        for name in ("update", "act", "env"):
+            timing: Timing = values.pop(name)
+            values |= {
+                f"{name}_ms": timing.ms,
+                f"{name}_spread_ms": timing.spread_ms,
+                f"first_{name}_ms": timing.first_ms,
+            }
+        return {**values.pop("world"), **values}
 
 
-def timed(call: Callable[[], Any], calls: int, device: torch.device) -> tuple[float, float]:
-    """Median and half the interquartile range of a call, in ms, after a warm-up."""
-    times = []
-    for number in range(WARM_UP_CALLS + calls):
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= WARM_UP_CALLS:
-            times.append(1000 * (time.perf_counter() - begin))
-    low, middle, high = statistics.quantiles(times, n=4)
-    return middle, (high - low) / 2
+class Fleet:
+    """R runs of one agent in the training loop, with a small replay and at the end of the agent's schedules."""
+
+    def __init__(
+        self,
+        agent_name: str,
+        hyperparameters: Mapping[str, Any],
+        world: World,
+        runs: int,
+        device: torch.device,
+        obs: ObsKind = "state",
+        num_envs: int = 1,
+    ) -> None:
+        entry = get_agent(agent_name)
+        if entry.max_fleet is not None and runs > entry.max_fleet:
+            raise UserError(f"{agent_name} trains at most {entry.max_fleet} runs as one fleet, not {runs}")
+        self.spec: AgentSpec = world.spec(obs, hyperparameters, num_envs)
+        seeds = list(range(runs))
+        self.device, self.runs = device, runs
+        self.agent: Agent = entry.load()(self.spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
+        choose_matmul(self.agent)
+        self.replay = Replay.of_agent(self.agent.replay, self.spec, seeds, device)
+        self.pool = world.pool(self.spec, hyperparameters, runs)
+        self.collector = Collector(self.pool, seeds, num_envs, self.spec.episode_agent_steps)
+        overlap = (world.task is None or world.env_workers > 0 or device.type == "cuda") and not (
+            world.task is not None and world.task.terminates
+        )
+        self.loop = Loop(self.agent, self.spec, seeds, self.collector, self.replay, device, overlap)
+        self._updates_owed = 0.0
+
+    def prepare(self) -> None:
+        """Fill the replay with random episodes, and be late in the run."""
+        self.collector.start()
+        self.replay.begin(self.collector.obs)
+        steps = REPLAY_EPISODES * self.spec.episode_agent_steps
+        # Before the first agent step every action is random and no update is owed.
+        self.loop.agent_steps = -steps * self.spec.num_envs
+        for _ in range(steps):
+            self.loop.agent_step(updates=0)
+            self.replay.pop_finished()
+        self.loop.agent_steps = max(self.spec.budget_agent_steps, self.agent.seed_agent_steps)
+        if isinstance(self.agent, Scheduled):
+            self.agent.go_to(self.spec.budget_agent_steps)
+
+    @property
+    def updates_per_agent_step(self) -> float:
+        """On average over whole episodes, some after the seed phase: learning may go by episodes, and begin with a
+        burst."""
+        some = 10 * self.spec.num_envs * self.spec.episode_agent_steps
+        return self.agent.updates_due(self.agent.seed_agent_steps + some, self.agent.seed_agent_steps + 2 * some) / some
+
+    def update(self) -> None:
+        """One update, with the batch that it needs."""
+        with torch.profiler.record_function(speed_profile.REPLAY):
+            batch = self.replay.sample()
+        self.agent.update(batch)
+        self.replay.set_priorities(batch)
+
+    def act(self) -> None:
+        """Choose actions for all environments, and bring them to the host."""
+        obs, first = to_device(self.collector.obs, self.device), to_device(self.collector.first, self.device)
+        self.agent.act(obs, first, explore=True).cpu()
+
+    def agent_step(self) -> None:
+        """One agent step of the loop, with an even share of the updates."""
+        self._updates_owed += self.updates_per_agent_step * self.spec.num_envs
+        due = int(self._updates_owed)
+        self._updates_owed -= due
+        self.loop.agent_step(updates=due)
+        self.replay.pop_finished()
+
+    def loop_rate(self, agent_steps: int) -> tuple[float, float]:
+        """Agent steps per second of each run, the median of `LOOP_PARTS` parts, and half their range."""
+        each = max(1, agent_steps // LOOP_PARTS)
+        self.agent_step()
+        _synchronise(self.device)
+        self.loop.waited_s = self.loop.stepped_s = 0.0
+        rates = []
+        for _ in range(LOOP_PARTS):
+            begin = time.perf_counter()
+            for _ in range(each):
+                self.agent_step()
+            _synchronise(self.device)
+            rates.append(each * self.spec.num_envs / (time.perf_counter() - begin))
+        return statistics.median(rates), (max(rates) - min(rates)) / 2
 
 
 def measure(
     agent_name: str,
-    overrides: Mapping[str, Any],
-    task_name: str,
+    hyperparameters: Mapping[str, Any],
+    world: World,
     runs: int,
     device: torch.device,
     calls: int,
     obs: ObsKind = "state",
+    num_envs: int = 1,
+    profile: bool = True,
 ) -> Measurement:
-    """Measure one fleet on one task; the environments step in this process.
+    """Measure one fleet.
 
     Args:
-        overrides: hyperparameters that differ from the agent's defaults.
+        agent_name: an agent of the registry.
+        hyperparameters: all of them, resolved.
+        world: the environments.
         runs: R.
-        calls: timed calls of each kind.
+        device: the learner's.
+        calls: timed calls of each kind, and agent steps of the loop.
         obs: kind of observation.
+        num_envs: N, of each run.
+        profile: whether to say where the time goes.
+
+    Raises:
+        UserError: the agent cannot train so many runs as a fleet.
     """
-    task, entry = get_task(task_name), get_agent(agent_name)
-    hyperparameters = resolve_hyperparameters(agent_name, overrides, task, obs)
-    pixels = agents_pixels(hyperparameters)
-    spec = agent_spec.of_task(task, obs, hyperparameters)
-    seeds = list(range(runs))
-    agent: Agent = entry.load()(spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
-    choose_matmul(agent)
-    replay = Replay.of_agent(agent.replay, spec, seeds, device)
-    with EnvPool([task.name] * runs, obs, workers=0, pixels=pixels) as pool:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        shown = torch.from_numpy(_fill(replay, pool, runs, spec)).to(device)
-        first = torch.zeros(runs, 1, dtype=torch.bool, device=device)
-        update_ms, update_spread_ms = timed(lambda: _update(agent, replay), calls, device)
-        act_ms, act_spread_ms = timed(lambda: agent.act(shown, first, explore=True).cpu(), calls, device)
-        rest = np.zeros((runs, spec.action_size), np.float32)
-        env_ms, _ = timed(lambda: pool.step(rest), calls, torch.device("cpu"))
-        peak_gpu_gb = _peak_gpu_gb(replay, spec, device)
-    # Whole episodes, and some after the seed phase: learning may go by episodes, and a burst may end that phase.
-    some = 10 * spec.episode_agent_steps
-    updates = agent.updates_due(agent.seed_agent_steps + some, agent.seed_agent_steps + 2 * some) / some
+    _reset_peaks(device)
+    fleet = Fleet(agent_name, hyperparameters, world, runs, device, obs, num_envs)
+    try:
+        fleet.prepare()
+        update, act = timed(fleet.update, calls, device), timed(fleet.act, calls, device)
+        rate, spread = fleet.loop_rate(calls)
+        env_wait_share = fleet.loop.env_wait_share or 0.0
+        profiles = {}
+        if profile:
+            for name, call in (("update", fleet.update), ("act", fleet.act)):
+                profiles[name] = speed_profile.shares(call, PROFILED_CALLS, device)
+        env = timed(lambda: _step(fleet), calls, torch.device("cpu"))
+        peak_gpu_gb = _peak_gpu_gb(fleet, device)
+    finally:
+        fleet.collector.close()
+    updates = fleet.updates_per_agent_step
+    step_ms = act.ms + env.ms + updates * num_envs * update.ms
     return Measurement(
         agent=agent_name,
-        hyperparameters=hyperparameters,
-        task=task.name,
+        hyperparameters=dict(hyperparameters),
         obs=obs,
-        num_envs=1,
+        num_envs=num_envs,
         fleet=runs,
-        update_ms=round(update_ms, 3),
-        update_spread_ms=round(update_spread_ms, 3),
-        act_ms=round(act_ms, 3),
-        act_spread_ms=round(act_spread_ms, 3),
-        env_ms=round(env_ms, 3),
-        loop_agent_steps_per_s=round(1000 / (act_ms + env_ms + updates * update_ms), 3),
+        world=world.facts,
+        update=update,
+        act=act,
+        env=env,
+        updates_per_agent_step=round(updates, 4),
+        loop_agent_steps_per_s=round(rate, 3),
+        loop_spread=round(spread, 3),
+        parts_agent_steps_per_s=round(1000 * num_envs / step_ms, 3),
+        env_wait_share=round(env_wait_share, 4),
+        peak_rss_gb=_peak_rss_gb(),
+        replay_gb=round(fleet.replay.full_bytes(fleet.spec.budget_agent_steps) / 1e9, 3),
         peak_gpu_gb=peak_gpu_gb,
+        threads=torch.get_num_threads(),
+        profile=profiles,
     )
 
 
-def _peak_gpu_gb(replay: Replay, spec: AgentSpec, device: torch.device) -> float | None:
+def _step(fleet: Fleet) -> None:
+    """The environments alone; what they give is left out of the replay."""
+    fleet.collector.send(np.zeros((fleet.runs, fleet.spec.num_envs, fleet.spec.action_size), np.float32))
+    fleet.collector.receive()
+
+
+def _peak_gpu_gb(fleet: Fleet, device: torch.device) -> float | None:
     """Peak GPU memory in GB that a run to its budget will have; None on a CPU.
 
     The replay is small here, and doubles as it grows: the largest moment is that of the last doubling, when the tensors
@@ -127,45 +285,60 @@ def _peak_gpu_gb(replay: Replay, spec: AgentSpec, device: torch.device) -> float
     """
     if device.type != "cuda":
         return None
-    learner = torch.cuda.max_memory_allocated(device) - replay.allocated_bytes
-    return round((learner + 1.5 * replay.full_bytes(spec.budget_agent_steps)) / 1e9, 3)
+    learner = torch.cuda.max_memory_allocated(device) - fleet.replay.allocated_bytes
+    return round((learner + 1.5 * fleet.replay.full_bytes(fleet.spec.budget_agent_steps)) / 1e9, 3)
 
 
-def _update(agent: Agent, replay: Replay) -> None:
-    batch = replay.sample()
-    agent.update(batch)
-    replay.set_priorities(batch)
+def _reset_peaks(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # then the peak is that of the process so far
 
 
-def _fill(replay: Replay, pool: EnvPool, runs: int, spec: AgentSpec) -> np.ndarray:
-    """Play random episodes into the replay, and leave the environments mid-episode. Returns obs (R, 1, *obs_shape)."""
-    rng = np.random.default_rng(0)
-    indices = list(range(runs))
-    for episode in range(REPLAY_EPISODES):
-        obs = pool.reset(indices, [1000 * episode + index for index in indices])
-        replay.begin(obs[:, None])
-        for _ in range(spec.episode_agent_steps):
-            action = rng.uniform(-1, 1, (runs, spec.action_size)).astype(np.float32)
-            result = pool.step(action)
-            ended = result.terminated[:, None], result.truncated[:, None]
-            replay.add(result.obs[:, None], action[:, None], result.reward[:, None], *ended)
-        replay.pop_finished()
-    return pool.reset(indices, indices)[:, None]
+def _peak_rss_gb() -> float:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return round(int(found[1]) * 1024 / 1e9, 3) if found else 0.0
 
 
-def write(measurements: Sequence[Measurement], device: str, folder: Path) -> Path:
-    """Add measurements to this machine's file in a results folder; a new figure for the same fleet replaces the old."""
+def write(
+    measurements: Sequence[Measurement], device: str, folder: Path, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Add measurements to this machine's file in a results folder; a new figure for the same fleet replaces the old.
+
+    Args:
+        measurements: of this process.
+        device: as torch names it.
+        folder: the file goes into its folder `speed/`.
+        extra: more facts to keep at the top of the file.
+    """
     path = folder / "speed" / (re.sub(r"[^\w.-]+", "-", f"{socket.gethostname()}-{device}") + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text())["measurements"] if path.exists() else []
-    new = [asdict(measurement) for measurement in measurements]
+    before = json.loads(path.read_text()) if path.exists() else {"measurements": []}
+    new = [measurement.row() for measurement in measurements]
 
     def what(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("agent", "hyperparameters", "task", "obs", "num_envs", "fleet"))
+        return tuple(
+            row.get(key) for key in ("agent", "hyperparameters", "task", "synthetic", "obs", "num_envs", "fleet")
+        )
 
-    kept = [row for row in kept if what(row) not in [what(other) for other in new]]
+    kept = [row for row in before["measurements"] if what(row) not in [what(other) for other in new]]
     facts = provenance.collect(device)
     about = {key: facts[key] for key in ("commit", "dirty", "cpu", "cpu_count", "gpu", "driver", "versions")}
-    content = {"host": socket.gethostname(), "device": device, "threads": torch.get_num_threads(), **about}
-    atomic.write_json(path, content | {"measurements": kept + new})
+    content = {
+        "host": socket.gethostname(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        **about,
+        **(extra or {}),
+    }
+    atomic.write_json(path, {**content, "measurements": kept + new})
     return path

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import checkpoint, provenance
-from bench.cpu import prepare_cpu
+from bench import checkpoint, devices, provenance
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST, RunsFailed
 from bench.lock import AskedToLetGo, LockLost, RunLock
@@ -169,17 +168,8 @@ def _mark_failed(run: RunDir, error: BaseException, monitor: Monitor) -> None:
 
 
 def prepare(options: TrainOptions) -> None:
-    """Threads and device of this process, and how it computes on a CPU.
-
-    Raises:
-        UserError: the device does not exist here.
-    """
-    prepare_cpu(options.threads)
-    if options.device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UserError(f"device {options.device} is not here: use --device cpu, or see `bench doctor`")
-    elif options.device != "cpu":
-        raise UserError(f"unknown device '{options.device}': valid are cpu, cuda, cuda:0, cuda:1, …")
+    """Threads and device of this process; see `bench.devices.prepare`."""
+    devices.prepare(options.device, options.threads, options.pack)
 
 
 def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.devices import CONTEXT_GB
 from bench.runspec import RunSpec
 from sweeps import devices
 from sweeps.measured import Measurement, sources
@@ -13,9 +14,6 @@ from sweeps.spec import EVERY, Resources
 
 USABLE_SHARE = 0.9
 """Of a GPU's memory; the rest is lost to fragments."""
-
-CONTEXT_GB = 0.6
-"""What each process takes on a GPU besides its tensors: CUDA's context and the kernels."""
 
 
 MOST_ENV_WORKERS = 16

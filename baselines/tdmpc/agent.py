@@ -142,6 +142,10 @@ class TDMPC:
         blocks = agent_steps // self.block * self.block
         return blocks - self.block if blocks > self.seed_agent_steps else 0
 
+    def go_to(self, agent_steps: int) -> None:
+        """Be where the schedules are after so many agent steps: the planning horizon grows with them."""
+        self.updates = self._updates_by(agent_steps)
+
     @property
     def episode_start(self) -> int:
         """Agent steps before the current episode, as far as the updates tell: the end of the seed phase until then."""
