@@ -104,7 +104,7 @@ def test_failures_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     from bench.collector import Collector
 
-    act, step = PixelAgent.act, Collector.step
+    act, send = PixelAgent.act, Collector.send
 
     def poisoned(self: Any, obs: Any, first: Any, explore: bool) -> Any:
         action = act(self, obs, first, explore)
@@ -115,7 +115,7 @@ def test_failures_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def killed(self: Any, action: Any) -> Any:
         if self.episode.max() >= 1:
             os.kill(self.pool._workers[0].process.pid, signal.SIGKILL)
-        return step(self, action)
+        return send(self, action)
 
     runs = [RunDir.create(tmp_path, spec(seed, eval_every_env_steps=2 * BUDGET)) for seed in (1, 2)]
     with monkeypatch.context() as patch:
@@ -123,7 +123,7 @@ def test_failures_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert train_runs(runs, options(env_workers=1), None, never) == EXIT_FAILED
     assert [run.progress().state for run in runs] == ["done", "failed"]
     with monkeypatch.context() as patch:
-        patch.setattr(Collector, "step", killed)
+        patch.setattr(Collector, "send", killed)
         assert train_runs(runs[1:], options(env_workers=1), None, never) == EXIT_FAILED
     failed = runs[1].read_json("failed.json")
     assert failed is not None
