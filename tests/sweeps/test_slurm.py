@@ -159,7 +159,7 @@ def test_cancelling_some_runs_of_a_fleet(
     wait_for(lambda: job_words(launched) == ["COMPLETED"])
 
 
-@pytest.mark.slow  # last ran 2026-11-25: passed on a loaded machine, on a quiet one the job was lost to the new controller
+@pytest.mark.slow  # last ran 2026-11-25: passed on a loaded machine, not on a quiet one
 def test_the_controller_may_restart(
     write: Write, results: Path, behave: Behave, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
