@@ -194,6 +194,12 @@ class SlurmCluster:
         """Start the slurmd of a node."""
         self._spawn(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
+    def wait_until_saved(self) -> None:
+        """Until slurmctld has written down what its jobs do now, which it does some seconds late. Killed before, it
+        takes a job that runs for one that waits, and holds it."""
+        asked = time.time()
+        self._wait("saved jobs", lambda: (self.folder / "state" / "job_state").stat().st_mtime > asked)
+
     def kill(self, name: str) -> None:
         """SIGKILL for one daemon: `slurmctld`, `slurmd-n1`, …; what it started lives on."""
         process = self.processes.pop(name)

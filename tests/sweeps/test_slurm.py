@@ -159,7 +159,6 @@ def test_cancelling_some_runs_of_a_fleet(
     wait_for(lambda: job_words(launched) == ["COMPLETED"])
 
 
-@pytest.mark.slow  # last ran 2026-11-25: passed on a loaded machine, not on a quiet one
 def test_the_controller_may_restart(
     write: Write, results: Path, behave: Behave, slurm: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -167,6 +166,7 @@ def test_the_controller_may_restart(
     behave(seed1="sleep")
     launched = start(sweep, results, executor(tmp_path))
     wait_for(lambda: states(sweep, results) == ["running"])
+    slurm.wait_until_saved()
     slurm.kill("slurmctld")
     assert states(sweep, results) == ["running"]  # the run's directory says it, whatever Slurm says
     slurm.start_controller()
