@@ -95,10 +95,9 @@ def collect_command(
     They are in the authors' format, so their code reads them too.
     """
     from bench.datasets.collect import Request, collect
-    from bench.training import TrainOptions
-    from bench.worker import prepare
+    from bench.devices import prepare
 
-    prepare(TrainOptions(device=device, threads=threads))
+    prepare(device, threads)
     request = Request(
         sources or [],
         task or [],

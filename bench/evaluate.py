@@ -24,8 +24,7 @@ from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import Task, expand, task_set
 from bench.tasks import get as get_task
-from bench.training import VIDEO_FPS
-from bench.video import write_mp4
+from bench.video import VIDEO_FPS, write_mp4
 
 
 @dataclass

@@ -44,12 +44,11 @@ def eval_command(
     """Play episodes with a trained agent, without exploration; the same command gives the same numbers."""
     import torch
 
+    from bench.devices import prepare
     from bench.evaluate import open_source, play
     from bench.tasks import expand
-    from bench.training import TrainOptions
-    from bench.worker import prepare
 
-    prepare(TrainOptions(device=device, threads=threads))
+    prepare(device, threads)
     seeds = seed or [1]
     opened = open_source(
         source, task or [], model_tasks or [], parse_overrides(overrides or []), seeds[0], torch.device(device)

@@ -197,7 +197,7 @@ def _options(
     sink: list[str] | None,
     pack: int = 1,
 ) -> Any:
-    from bench.training import TrainOptions
+    from bench.fleet import TrainOptions
 
     return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()), pack)
 

@@ -11,6 +11,9 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+VIDEO_FPS = 30
+"""Of evaluation episodes, whatever their agent steps stand for."""
+
 
 def write_mp4(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
     """Encode frames as H.264 (yuv420p). The file appears whole under its name, or not at all.

@@ -16,6 +16,7 @@ from rich.console import Console
 from bench import checkpoint, devices, provenance
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST, RunsFailed
+from bench.fleet import Fleet, TrainOptions
 from bench.lock import AskedToLetGo, LockLost, RunLock
 from bench.offline import domain_version
 from bench.offline_training import OfflineFleet
@@ -23,7 +24,7 @@ from bench.progress import Monitor
 from bench.rundir import RunDir
 from bench.sinks import TrackedRun, make_sinks
 from bench.tasks import get as get_task
-from bench.training import Fleet, TrainOptions
+from bench.training import OnlineFleet
 
 WANDB_PROJECT = "tdmpc2-bench"
 
@@ -51,7 +52,7 @@ def train_runs(
     Raises:
         UserError: another process trains one of them, or the device does not exist.
     """
-    prepare(options)
+    devices.prepare(options.device, options.threads, options.pack)
     locks = [RunLock(run) for run in runs]
     taken: list[RunLock] = []
     try:
@@ -112,8 +113,8 @@ def _train_fleet(
     """Train one fleet; None if it was interrupted. Failed runs are marked in their directories."""
     monitor = Monitor(runs, torch.device(options.device), console, options.pack)
     sinks = make_sinks(options.sinks, [_tracked(run) for run in runs], WANDB_PROJECT)
-    fleet: Fleet | OfflineFleet | None = None
-    kind = Fleet if runs[0].spec.offline is None else OfflineFleet
+    fleet: Fleet | None = None
+    kind = OnlineFleet if runs[0].spec.offline is None else OfflineFleet
     try:
         fleet = kind(runs, options, sinks, monitor, interrupted)
         return Outcome(failed=False) if fleet.train() else None
@@ -165,11 +166,6 @@ def _mark_failed(run: RunDir, error: BaseException, monitor: Monitor) -> None:
     except OSError as full:
         # The disk that stopped the run may also refuse the note about it; the run then shows as stale.
         sys.stderr.write(f"cannot write {run.path}/failed.json: {full.strerror}. The run failed with: {error}\n")
-
-
-def prepare(options: TrainOptions) -> None:
-    """Threads and device of this process; see `bench.devices.prepare`."""
-    devices.prepare(options.device, options.threads, options.pack)
 
 
 def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:

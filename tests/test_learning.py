@@ -10,8 +10,8 @@ from statistics import mean
 import pytest
 
 from bench.failures import EXIT_DONE
+from bench.fleet import TrainOptions
 from bench.rundir import RunDir
-from bench.training import TrainOptions
 from bench.worker import train_runs
 from sweeps.expand import load
 

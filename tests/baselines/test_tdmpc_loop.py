@@ -13,9 +13,9 @@ from pixel_agent import TASK
 from agents.registry import resolve_hyperparameters
 from bench import checkpoint, tasks
 from bench.failures import EXIT_DONE, EXIT_INTERRUPTED
+from bench.fleet import TrainOptions
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
-from bench.training import TrainOptions
 from bench.worker import train_runs
 
 pytestmark = pytest.mark.whole

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from agents.registry import AgentEntry, get
 from baselines.sac import SAC
+from bench import contract
 from bench.__main__ import build_app
 from bench.agent_checks import CHECKS, run_check
 from bench.agent_probe import Probe
 from bench.contract import ProtocolError
 from bench.errors import UserError
-from bench.training import contract
 
 SMALL = {"hidden_dim": 16, "batch_size": 8}
 

@@ -12,10 +12,10 @@ import torch
 from agents.registry import resolve_hyperparameters
 from baselines.sac import SAC
 from bench.failures import EXIT_DONE, EXIT_FAILED
+from bench.fleet import TrainOptions
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import get
-from bench.training import TrainOptions
 from bench.worker import train_runs
 
 pytestmark = pytest.mark.whole

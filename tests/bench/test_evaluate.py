@@ -18,12 +18,12 @@ from bench import checkpoint
 from bench.envs import make
 from bench.errors import UserError
 from bench.failures import EXIT_DONE
+from bench.fleet import TrainOptions
 from bench.models_cli import app
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
 from bench.tasks import get
-from bench.training import TrainOptions
 from bench.worker import train_runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))

@@ -22,10 +22,10 @@ from bench import checkpoint
 from bench.errors import UserError
 from bench.evaluation import Evaluator
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
+from bench.fleet import TrainOptions
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import get
-from bench.training import TrainOptions
 from bench.worker import train_runs
 
 pytestmark = pytest.mark.whole
@@ -133,7 +133,7 @@ def test_an_interrupted_evaluation_is_done_anew(tmp_path: Path, monkeypatch: pyt
     assert evaluations(run) == evaluations(whole)
 
 
-def assert_equal(left: Any, right: Any, where: str) -> None:
+def assert_equal(left: Any, right: Any, where: str = "") -> None:
     """Every tensor and number the same, bit for bit."""
     if isinstance(left, dict):
         assert left.keys() == right.keys(), where
