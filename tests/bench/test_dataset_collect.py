@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from dataset_files import save_2023
-from pixel_agent import install
+from pixel_agent import installed
 from typer.testing import CliRunner
 
-from agents import registry
 from agents.registry import get as get_agent
 from agents.registry import resolve_hyperparameters
-from bench import agent_spec, checkpoint, tasks
+from bench import agent_spec, checkpoint
 from bench.data_cli import app
 from bench.datasets import collect as collecting
 from bench.datasets.chunks import Chunk
@@ -50,19 +49,13 @@ def quiet(what: str, done: int, total: int) -> None:
 @pytest.fixture(autouse=True)
 def _short_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A task of short episodes, and chunk files written without tensordict, which takes seconds to import."""
-    install(tmp_path / "site")
-    monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setattr(
         collecting,
         "write_chunk",
         lambda path, tensors: save_2023({name: torch.from_numpy(rows) for name, rows in tensors.items()}, path),
     )
-    caches = (registry._registered, tasks._table, tasks._sets)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+    with installed(tmp_path / "site", monkeypatch):
+        yield
 
 
 def rollout(task: str, purpose: str, episode: int, act: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_training import assert_equal
 
 from agents.protocol import AgentSpec, Batch, Observing
 from agents.registry import BUILT_IN
@@ -117,20 +117,6 @@ class Runs:
         assert self.collector.restore([state["collector"] for state in states], self.replay)
         self.loop.agent_steps = other.loop.agent_steps
         return self
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    if isinstance(left, Mapping):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_equal(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        for one, other in zip(left, right, strict=True):
-            assert_equal(one, other)
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right)
-    else:
-        assert left == right
 
 
 @pytest.mark.parametrize(("name", "num_envs"), [*((entry.name, 1) for entry in BUILT_IN), ("tdmpc2", 2), ("sac", 2)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from offline_cases import BRIEF, NAMES, TINY, clear, install, make_dataset, spec
+from test_training import after, assert_equal, evaluations, never, options, train
 from typer.testing import CliRunner
 
 from agents.multitask import OneTask, SomeTasks, multitask_spec
@@ -26,10 +27,8 @@ from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
 from bench.models_cli import app as models_app
 from bench.offline_training import MOST_ENVIRONMENTS, evaluation_groups
 from bench.rundir import RunDir
-from bench.runspec import RunSpec
 from bench.seeding import episode_seed
 from bench.tasks import get, task_set
-from bench.training import TrainOptions
 from bench.worker import train_runs
 
 CPU = torch.device("cpu")
@@ -61,52 +60,10 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunD
     clear()
 
 
-def options(**changes: Any) -> TrainOptions:
-    return TrainOptions(**({"env_workers": 0, "threads": 1} | changes))
-
-
-def never() -> bool:
-    return False
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """An interruption at the given safe point."""
-    left = iter(range(calls))
-    return lambda: next(left, None) is None
-
-
-def evaluations(run: RunDir) -> list[dict[str, str]]:
-    """eval.csv without the times, which no two runs share."""
-    with run.eval_csv.open() as file:
-        return [{key: value for key, value in row.items() if key != "wall_s"} for row in csv.DictReader(file)]
-
-
-def train(folder: Path, specs: list[RunSpec], **changes: Any) -> list[RunDir]:
-    runs = [RunDir.create(folder, one) for one in specs]
-    assert train_runs(runs, options(**changes), None, never) == EXIT_DONE
-    return runs
-
-
 def state(run: RunDir) -> dict[str, Any]:
     found = checkpoint.load(run, checkpoint.saved(run)[-1])
     assert found is not None
     return found
-
-
-def assert_equal(left: Any, right: Any, where: str = "") -> None:
-    """Every tensor and number the same, bit for bit."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_equal(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for number, (one, other) in enumerate(zip(left, right, strict=True)):
-            assert_equal(one, other, f"{where}[{number}]")
-    elif isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    else:
-        assert left == right, where
 
 
 def test_an_interrupted_run_equals_one_that_never_was(data: Path, whole: RunDir, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_training import after, evaluations, never, options
 from typer.testing import CliRunner
 
 from agents.registry import resolve_hyperparameters
@@ -23,7 +24,6 @@ from bench.pretrained import Pretrained, Source
 from bench.rundir import RunDir
 from bench.runspec import Init, RunSpec
 from bench.tasks import get, task_set
-from bench.training import TrainOptions
 from bench.worker import train_runs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
@@ -153,16 +153,7 @@ def test_a_changed_checkpoint_is_told(tmp_path: Path) -> None:
 
 
 def train(run: RunDir, interrupt_after: int | None = None) -> int:
-    left = iter(range(interrupt_after or 0))
-    interrupted = (lambda: False) if interrupt_after is None else (lambda: next(left, None) is None)
-    return train_runs([run], TrainOptions(env_workers=0, threads=1, keep_replay=True), None, interrupted)
-
-
-def rows(run: RunDir) -> list[list[str]]:
-    """eval.csv without the times."""
-    return [
-        [cell for place, cell in enumerate(line.split(",")) if place != 2] for line in run.eval_csv.read_text().split()
-    ]
+    return train_runs([run], options(), None, never if interrupt_after is None else after(interrupt_after))
 
 
 @pytest.mark.whole
@@ -181,7 +172,7 @@ def test_a_run_starts_from_the_checkpoint_and_goes_on_without_it(tmp_path: Path)
     assert torch.equal(ours, torch.cat([theirs[:9], torch.zeros(30, 16), theirs[9:]]))
     shutil.move(path, tmp_path / "away.pt")
     assert train(run) == EXIT_DONE
-    assert rows(run) == rows(whole)
+    assert evaluations(run) == evaluations(whole)
     # The same command finds the run again, by what it has noted; another one needs the file.
     again = finetuned(Source(path, tmp_path / "parts"))
     assert again.hash == run.spec.hash
