@@ -1,0 +1,24 @@
+"""Tasks by name or set, as sweep files select them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench import tasks as task_table
+from bench.errors import UserError
+from bench.tasks import Task
+from sweeps.document import Document, KeyPath
+
+
+def select_tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> list[Task]:
+    """Tasks by name or set, each once, in the order of the file."""
+    found: dict[str, Task] = {}
+    for index, selector in enumerate(selectors):
+        try:
+            found |= {task.name: task for task in task_table.expand([selector]) if task.name not in found}
+        except UserError as error:
+            place = (*where, index)  # a single name need not be a list
+            raise doc.error(place if place in doc.lines else where, error) from error
+    if not found:
+        raise doc.error(where, "the matrix is empty: no task is selected")
+    return list(found.values())
