@@ -217,6 +217,20 @@ def test_memory_grows_with_what_is_stored_and_stays_at_the_capacity():
     assert replay.full_bytes(agent_steps=1000) == 2 * 1000 * 65 // 64 * replay.bytes_per_entry
 
 
+@pytest.mark.parametrize(
+    ("obs_shape", "dtype", "action_size", "frame_stack", "expected"),
+    [
+        ((223,), np.float32, 38, 1, 1_068_437_500),  # dog
+        ((24,), np.float32, 6, 1, 130_000_000),  # walker
+        ((9, 64, 64), np.uint8, 6, 3, 12_512_500_000),  # images: each frame once
+    ],
+)
+def test_memory_of_a_million_transitions(obs_shape, dtype, action_size, frame_stack, expected):
+    """The figures of docs/speed.md: an entry more for each episode of 64 steps, 4 bytes a number and 1 a pixel."""
+    replay = Replay(spec(capacity=10**6), [1], 1, obs_shape, dtype, action_size, CPU, frame_stack)
+    assert replay.full_bytes(agent_steps=10**6) == expected
+
+
 def test_images_stay_bytes():
     replay = make(spec(length=2, finished_episodes_only=False), obs_shape=(9, 4, 4), dtype=np.uint8)
     replay.begin(np.full((2, 2, 9, 4, 4), 7, np.uint8))
