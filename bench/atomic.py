@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def nothing() -> None:
     """The check of a file that has no owner."""
 
 
-def write_bytes(path: Path, data: bytes, check: Callable[[], None] = nothing) -> None:
-    """Write a file aside, flush it to disk and rename it over `path`.
+@contextmanager
+def writing(path: Path, check: Callable[[], None] = nothing) -> Iterator[IO[bytes]]:
+    """A file aside to write to, which is flushed to disk and renamed over `path` at the end.
 
     Args:
         check: called right before the renaming; what it raises leaves `path` as it was.
@@ -26,7 +28,7 @@ def write_bytes(path: Path, data: bytes, check: Callable[[], None] = nothing) ->
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(aside, 0o644)
@@ -35,6 +37,12 @@ def write_bytes(path: Path, data: bytes, check: Callable[[], None] = nothing) ->
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes, check: Callable[[], None] = nothing) -> None:
+    """`writing`, at once."""
+    with writing(path, check) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str, check: Callable[[], None] = nothing) -> None:

@@ -5,7 +5,6 @@ Each is named by where the run's clock stood: agent steps, or updates of a run t
 
 from __future__ import annotations
 
-import io
 import pickle
 import warnings
 from pathlib import Path
@@ -44,9 +43,8 @@ def save(run: RunDir, at: int, state: dict[str, Any]) -> None:
         OSError: the disk is full; the checkpoints from before are untouched.
     """
     run.checkpoints.mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, "at": at, **state}, buffer)
-    atomic.write_bytes(_path(run, at), buffer.getvalue(), run.guard)
+    with atomic.writing(_path(run, at), run.guard) as file:
+        torch.save({"format_version": FORMAT_VERSION, "at": at, **state}, file)
     run.guard()
     for old in saved(run)[:-KEEP]:
         _path(run, old).unlink()

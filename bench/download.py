@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import urllib.error
 import urllib.request
@@ -17,6 +18,11 @@ from bench.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 30.0
+
+
+def hugging_face(repository: str, path: str) -> str:
+    """Address of a file; the environment variable HF_ENDPOINT names a mirror."""
+    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{repository}/resolve/main/{path}"
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -137,13 +143,14 @@ def _check(url: str, part: Path, size: int | None, sha256: str | None) -> None:
     wrong = None
     if size is not None and have > size:
         wrong = f"has {have:,} bytes instead of {size:,}"
-    elif sha256 is not None and _sha256(part) != sha256:
+    elif sha256 is not None and sha256_of(part) != sha256:
         wrong = "does not have the checksum that the server names"
     if wrong:
         part.unlink()
         raise UserError(f"{url} {wrong}: it was removed, run the same command again")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,9 +19,9 @@ from agents.tdmpc2.checkpoints import AuthorsFile, load_tensors
 from bench import agent_spec, checkpoint
 from bench.errors import UserError, unknown
 from bench.evaluation import Evaluator
-from bench.pretrained import TASK_SETS
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
+from bench.task_sets import MULTITASK_SETS
 from bench.tasks import Task, expand, task_set
 from bench.tasks import get as get_task
 from bench.video import VIDEO_FPS, write_mp4
@@ -94,13 +94,12 @@ def open_source(
     Raises:
         UserError: nothing to load there, or it does not fit.
     """
-    if path.is_dir() or (path.parent.name == "checkpoints" and (path.parent.parent / "run.json").exists()):
-        return _open_run(path, overrides, seed, device)
+    if (run := RunDir.holding(path)) is not None:
+        return _open_run(run, path, overrides, seed, device)
     return _open_file(path, chosen, model_tasks, overrides, seed, device)
 
 
-def _open_run(path: Path, overrides: Mapping[str, Any], seed: int, device: torch.device) -> Source:
-    run = RunDir(path if path.is_dir() else path.parent.parent)
+def _open_run(run: RunDir, path: Path, overrides: Mapping[str, Any], seed: int, device: torch.device) -> Source:
     spec = run.spec
     saved = checkpoint.saved(run)
     if path.is_file():
@@ -156,12 +155,12 @@ def _tasks_of(file: AuthorsFile, path: Path, chosen: Sequence[str], model_tasks:
     if file.num_tasks:
         if model_tasks:
             return expand(model_tasks)
-        if file.num_tasks not in TASK_SETS:
+        if file.num_tasks not in MULTITASK_SETS:
             raise UserError(
                 f"{path} is a model of {file.num_tasks} tasks, which is no published set (mt30, mt80): name them in "
                 "order with --model-tasks"
             )
-        return task_set(TASK_SETS[file.num_tasks])
+        return task_set(MULTITASK_SETS[file.num_tasks])
     if chosen:
         return expand(chosen)[:1]
     named = re.fullmatch(r"(.+?)(-\d+)?", path.stem)

@@ -160,8 +160,6 @@ def export_command(
     model_tasks: ModelTasks = None,
 ) -> None:
     """Write a model in the authors' current layout, for their code to load."""
-    import io
-
     import torch
 
     from agents.tdmpc2.authors_layout import export
@@ -174,10 +172,9 @@ def export_command(
     hp = opened.agent.hp
     if not (hp.layer_norm and hp.simnorm and hp.regression == "discrete"):
         raise UserError(f"{run} was trained without LayerNorm, SimNorm or discrete regression, which their code needs")
-    buffer = io.BytesIO()
-    torch.save(export(opened.agent.model, 0), buffer)
     output.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(output, buffer.getvalue())
+    with atomic.writing(output) as file:
+        torch.save(export(opened.agent.model, 0), file)
     typer.echo(f"{output}: {opened.what}")
 
 

@@ -5,7 +5,6 @@ Light on purpose: planning a sweep loads no torch.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 from agents.registry import resolve_hyperparameters
 from agents.tdmpc2.authors_shapes import CONV_ENCODER, CONV_INDEX, EMBEDDING, AuthorsShapes
 from agents.tdmpc2.hyperparameters import ARCHITECTURE_KEYS
+from bench.download import sha256_of
 from bench.errors import UserError, unknown
 from bench.published_models import published_models
 from bench.rundir import RunDir, find_runs
 from bench.runspec import Init, RunSpec
+from bench.task_sets import MULTITASK_SETS
 from bench.tasks import Task, task_set
 from bench.torch_file import TorchFile
 
@@ -28,8 +29,6 @@ AGENT = "tdmpc2"
 """The agent that can start from a checkpoint."""
 MODELS = Path("results/models")
 """Where published checkpoints are downloaded to unless the user says otherwise."""
-TASK_SETS = {30: "mt30", 80: "mt80"}
-"""The published task sets by their number of tasks."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,19 @@ class Pretrained:
         Raises:
             UserError: no checkpoint of tdmpc2.
         """
-        if path.is_dir() or (path.parent.name == "checkpoints" and (path.parent.parent / "run.json").exists()):
-            return cls._of_run(path)
+        if (run := RunDir.holding(path)) is not None:
+            return cls._of_run(run, path)
         content = TorchFile.open(path, "a checkpoint of TD-MPC2 or a run directory").content
         model = AuthorsShapes.of(content, str(path))
         settled = model.architecture
         if model.obs_kind == "rgb":
             settled["frame_stack"] = model.tensors[f"{CONV_ENCODER}.{CONV_INDEX[0]}.weight"].shape[1] // 3
         settled = resolve_hyperparameters(AGENT, settled)
-        names = task_set(TASK_SETS[model.num_tasks]) if model.num_tasks in TASK_SETS else ()
+        names = task_set(MULTITASK_SETS[model.num_tasks]) if model.num_tasks in MULTITASK_SETS else ()
         return cls(path, _architecture(settled), model.obs_kind, model.num_tasks, tuple(task.name for task in names))
 
     @classmethod
-    def _of_run(cls, path: Path) -> Pretrained:
-        run = RunDir(path if path.is_dir() else path.parent.parent)
+    def _of_run(cls, run: RunDir, path: Path) -> Pretrained:
         spec = run.spec
         if spec.agent != AGENT:
             raise UserError(f"{path} is of {spec.agent}: only a checkpoint of {AGENT} can be finetuned")
@@ -139,7 +137,7 @@ class Source:
     def __init__(self, path: Path, begun: Path) -> None:
         self.path = path.absolute()
         self.model = Pretrained.look_up(self.path) if self.path.exists() else None
-        self.sha256 = "" if self.model is None else _sha256(self.model.path)
+        self.sha256 = "" if self.model is None else sha256_of(self.model.path)
         self._begun: list[RunSpec] = []
         if self.model is None and begun.is_dir():
             runs = sorted(find_runs(begun), key=lambda run: run.run_json.stat().st_mtime, reverse=True)
@@ -227,7 +225,7 @@ def check_unchanged(init: Init) -> None:
         UserError: it is not there, or is another one by now.
     """
     check_here(init)
-    found = _sha256(Path(init.path))
+    found = sha256_of(Path(init.path))
     if found != init.sha256:
         raise UserError(
             f"{init.path} is no longer the checkpoint that the run was made for (its SHA-256 begins with {found[:8]} "
@@ -237,8 +235,3 @@ def check_unchanged(init: Init) -> None:
 
 def _architecture(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in hyperparameters.items() if key in ARCHITECTURE_KEYS}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.download import hugging_face
 from bench.errors import unknown
 from bench.tasks import BUILT_IN_SETS, built_in, task_set
 
@@ -48,8 +48,8 @@ class PublishedModel:
 
     @property
     def url(self) -> str:
-        """Where to download it; the environment variable HF_ENDPOINT names a mirror of Hugging Face."""
-        return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/{REPOSITORY}/resolve/main/{self.path}"
+        """Where to download it."""
+        return hugging_face(REPOSITORY, self.path)
 
 
 def published_models() -> dict[str, PublishedModel]:

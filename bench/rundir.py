@@ -94,6 +94,14 @@ class RunDir:
             raise UserError(f"{run.path} holds another run (hash {run.spec.hash}): move it away")
         return run
 
+    @classmethod
+    def holding(cls, path: Path) -> RunDir | None:
+        """The run directory that a path is, or whose checkpoint it is; None for any other file."""
+        if path.is_dir():
+            return cls(path)
+        run = cls(path.parent.parent)
+        return run if path.parent == run.checkpoints and run.run_json.exists() else None
+
     # Files
 
     @property

@@ -54,3 +54,6 @@ BY_TAG: Mapping[str, Sequence[str]] = MappingProxyType(
         "ablation": _ABLATION,
     }
 )
+
+MULTITASK_SETS: Mapping[int, str] = MappingProxyType({30: "mt30", 80: "mt80"})
+"""The sets that the paper's multi-task models learn, by their number of tasks."""

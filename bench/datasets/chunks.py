@@ -8,7 +8,6 @@ largest task.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import atomic
 from bench.errors import UserError
 from bench.torch_file import TorchFile
 
@@ -143,12 +143,8 @@ def write_chunk(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             f"chunk files are written by tensordict, which cannot be loaded ({error}): pip install tensordict==0.15.3"
         ) from error
     rows = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in tensors.items()}
-    aside = path.with_name(f"{path.name}.part")
     try:
-        with aside.open("wb") as file:
+        with atomic.writing(path) as file:
             torch.save(TensorDict(rows, rows["task"].shape, device="cpu"), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

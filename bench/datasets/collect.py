@@ -171,8 +171,8 @@ def _open(request: Request, path: Path) -> Source:
 
 def _overrides(request: Request, path: Path) -> dict[str, Any]:
     """For the policy to act, where there is a planner."""
-    run = path if path.is_dir() else path.parent.parent
-    agent = RunDir(run).spec.agent if (run / "run.json").exists() else "tdmpc2"
+    run = RunDir.holding(path)
+    agent = run.spec.agent if run is not None and run.run_json.exists() else "tdmpc2"
     plans = "mpc" in get_agent(agent).hyperparameters_model().model_fields
     return {"mpc": False} if request.policy and plans else {}
 

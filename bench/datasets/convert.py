@@ -22,15 +22,15 @@ from bench import atomic
 from bench.datasets.chunks import Chunk, chunk_files
 from bench.datasets.description import ChunkFolder
 from bench.datasets.layout import DESCRIPTION, ENTRIES, FLOAT_BYTES, PROGRESS, Layout, Part
+from bench.datasets.published import CHUNKS
 from bench.errors import UserError
+from bench.task_sets import MULTITASK_SETS
 from bench.tasks import expand, task_set
 
 BLOCK_BYTES = 64 << 20
 """Of a chunk that are in memory at once; the copy takes as much again."""
 MOST_TASKS = 10_000
 """Larger task ids are taken for damage."""
-PUBLISHED = {30: ("mt30", 4), 80: ("mt80", 20)}
-"""By the number of tasks: the published set and its number of chunk files."""
 
 Say = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is."""
@@ -141,14 +141,14 @@ def _plan(
 
 def _published(files: Sequence[Path], ids: int, allow_missing: bool) -> Sequence[Any]:
     folder = files[0].parent
-    if ids not in PUBLISHED:
+    if ids not in MULTITASK_SETS:
         raise UserError(
             f"{folder} has task ids 0 to {ids - 1} and no chunks.json that names them: give --tasks, all tasks in the "
             "order of their ids (mt30 and mt80 have 4 and 20 chunk files: is one missing?)"
         )
-    name, expected = PUBLISHED[ids]
+    name = MULTITASK_SETS[ids]
     if not allow_missing:
-        chunk_files(folder, expected)
+        chunk_files(folder, CHUNKS[name])
     return task_set(name)
 
 

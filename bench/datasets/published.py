@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from bench.download import fetch, remote_size
+from bench.download import fetch, hugging_face, remote_size
 from bench.errors import UserError, unknown
 
 REPOSITORY = "datasets/nicklashansen/tdmpc2"
@@ -17,16 +16,15 @@ CHUNKS: Mapping[str, int] = MappingProxyType({"mt30": 4, "mt80": 20})
 
 
 def urls(name: str) -> list[tuple[str, str]]:
-    """(file name, where it is downloaded from); the environment variable HF_ENDPOINT names a mirror of Hugging Face.
+    """(file name, where it is downloaded from).
 
     Raises:
         UserError: no such data set.
     """
     if name not in CHUNKS:
         raise unknown("published data set", name, CHUNKS)
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     files = [f"chunk_{number}.pt" for number in range(CHUNKS[name])]
-    return [(file, f"{endpoint}/{REPOSITORY}/resolve/main/{name}/{file}") for file in files]
+    return [(file, hugging_face(REPOSITORY, f"{name}/{file}")) for file in files]
 
 
 def download(
