@@ -76,11 +76,21 @@ class SymlogScalar:
         return symexp(output.squeeze(-1))
 
 
-def gaussian_log_prob(eps: Tensor, log_std: Tensor) -> Tensor:
-    """Log-density (...) of mean + eps * std under N(mean, std), summed over the last dimension of `eps` (..., A)."""
-    return (-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+def gaussian_log_prob(eps: Tensor, log_std: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Log-density (...) of mean + eps * std under N(mean, std), summed over the last dimension of `eps` (..., A).
+
+    Where there is a `mask` (..., A), dimensions where it is 0 do not count.
+    """
+    return _sum(-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi), mask)
 
 
-def squash_log_det(action: Tensor) -> Tensor:
-    """Log-determinant (...) of tanh at the squashed `action` (..., A): to be subtracted from the Gaussian's density."""
-    return ((1 - action.square()).relu() + SQUASH_EPS).log().sum(-1)
+def squash_log_det(action: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Log-determinant (...) of tanh at the squashed `action` (..., A): to be subtracted from the Gaussian's density.
+
+    Where there is a `mask` (..., A), dimensions where it is 0 do not count.
+    """
+    return _sum(((1 - action.square()).relu() + SQUASH_EPS).log(), mask)
+
+
+def _sum(terms: Tensor, mask: Tensor | None) -> Tensor:
+    return terms.sum(-1) if mask is None else (terms * mask).sum(-1)

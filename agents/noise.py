@@ -24,17 +24,28 @@ class Noise:
         seeds: the seed of each run.
         stream: a name that keeps this stream apart from the run's others ("explore", "evaluate", "learn").
         device: where the draws live.
+        sizes: of a padded fleet, for each run: how long the last axis of its normal draws (an action) is.
     """
 
-    def __init__(self, seeds: Sequence[int], stream: str, device: torch.device) -> None:
+    def __init__(self, seeds: Sequence[int], stream: str, device: torch.device, sizes: Sequence[int] = ()) -> None:
         self.runs = len(seeds)
         self.device = device
+        self.sizes = tuple(sizes)
         per_run = device.type == "cpu"
         keys: list[object] = list(seeds) if per_run else [tuple(seeds)]
         self.generators = [torch.Generator(device=device).manual_seed(derive_seed(stream, key)) for key in keys]
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal (R, *shape)."""
+        """Standard normal (R, *shape).
+
+        In a padded fleet on a CPU each run draws as it does alone, and what it lacks to the end of the last axis is 0.
+        On a GPU those numbers are drawn too: whoever uses them masks them.
+        """
+        if self.sizes and self.device.type == "cpu":
+            drawn = torch.zeros(self.runs, *shape)
+            for part, size, generator in zip(drawn, self.sizes, self.generators, strict=True):
+                part[..., :size] = torch.randn(*shape[:-1], size, generator=generator)
+            return drawn
         if len(self.generators) == 1:
             return torch.randn(self.runs, *shape, generator=self.generators[0], device=self.device)
         return torch.stack([torch.randn(*shape, generator=g, device=self.device) for g in self.generators])

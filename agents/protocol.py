@@ -24,6 +24,12 @@ memory of its own, so training is the same with and without it.
 
 An agent of several tasks (`spec.tasks`) learns from batches that say which task each slice is from, and its `act` takes
 one more argument, `task` (R, N) int64; see `agents.multitask`.
+
+The runs of a fleet may be of different tasks whose sizes are equal. An agent whose class says `pads = True` also takes
+runs of different sizes, each by itself what it would be alone: `spec.sizes` then has the sizes of each run. What a run
+lacks to the largest is zero in observations and in actions, those that `act` returns included, and its state has the
+run's own sizes. Where something else depends on the size of the action (TD-MPC2 plans longer from 20 dimensions on),
+its Hyperparameters have a method `padding_class(action_size)`: only runs for which it is equal are put together.
 """
 
 from __future__ import annotations
@@ -51,6 +57,16 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What one run of a padded fleet has alone."""
+
+    obs: int
+    """O, of its state observations."""
+    action: int
+    """A."""
+
+
+@dataclass(frozen=True)
 class AgentSpec:
     """What an agent needs to know of its environments, and nothing more."""
 
@@ -67,6 +83,9 @@ class AgentSpec:
     agent finetuned from one has its own task here, alone, and is not told the number."""
     frame_stack: int = 1
     """Pictures that make up one image observation, the oldest first; C is 3 x this."""
+    sizes: tuple[Sizes, ...] = ()
+    """Of a padded fleet, for each run in the order of the seeds; obs_shape and action_size are then the largest. Empty
+    where all runs have the same."""
 
 
 @dataclass(frozen=True)

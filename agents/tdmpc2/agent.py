@@ -19,6 +19,7 @@ from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states
 from agents.noise import Noise
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from agents.tdmpc2.hyperparameters import Hyperparameters as TDMPC2Hyperparameters
+from agents.tdmpc2.padding import parameter_names
 from agents.tdmpc2.planner import Planner
 from agents.tdmpc2.scale import RunningScale
 from agents.tdmpc2.tasks import TaskContext
@@ -39,12 +40,13 @@ class TDMPC2:
 
     Raises:
         UserError: a horizon longer than an episode, or a seed phase that ends before the first episode does; several
-            tasks from images.
+            tasks from images; runs that cannot be padded to one size.
     """
 
     Hyperparameters: ClassVar[type[TDMPC2Hyperparameters]] = TDMPC2Hyperparameters
     obs_kinds: ClassVar[tuple[str, ...]] = ("state", "rgb")
     max_fleet: ClassVar[int | None] = None
+    pads: ClassVar[bool] = True
 
     def __init__(
         self, spec: AgentSpec, hyperparameters: TDMPC2Hyperparameters, seeds: Sequence[int], device: torch.device
@@ -78,7 +80,8 @@ class TDMPC2:
         self.planner = Planner(self.model, self.scalars, hp, self.gamma, spec.action_size)
         self.scale = RunningScale(self.runs, hp.tau, device)
         self.rho = hp.rho ** torch.arange(hp.horizon + 1, device=device)  # (H+1,)
-        self.noise = {stream: Noise(seeds, stream, device) for stream in ("learn", "explore", "evaluate")}
+        own_actions = [own.action for own in spec.sizes]
+        self.noise = {s: Noise(seeds, s, device, own_actions) for s in ("learn", "explore", "evaluate")}
         # Means of the last plans, (R, H, N, A); evaluation has a memory of its own, and any number of environments.
         self.plan_means = {
             stream: torch.zeros(self.runs, hp.horizon, spec.num_envs, spec.action_size, device=device)
@@ -218,11 +221,14 @@ class TDMPC2:
 
         # The entropy in the loss is that of the Gaussian before tanh, times the size of the action; in the paper's
         # algorithm with tanh's correction, not scaled. (The paper has another constant, which has no gradient.)
-        log_prob = gaussian_log_prob(eps, log_std)  # (R, H+1, B)
+        # What a run of a padded fleet lacks does not count. (In a model of several tasks it does, as with the authors:
+        # a constant without a gradient.)
+        counted = None if tasks is None or self.model.padding is None else tasks.action_mask
+        log_prob = gaussian_log_prob(eps, log_std, counted)  # (R, H+1, B)
         action_size = self.action_size if tasks is None else tasks.action_size
         scaled_entropy = -action_size * log_prob
         if hp.squashed_entropy:
-            scaled_entropy = scaled_entropy + squash_log_det(action)
+            scaled_entropy = scaled_entropy + squash_log_det(action, counted)
         objective = hp.entropy_coef * scaled_entropy + q / self.scale.value[:, None, None]
         loss = -objective.mean(2) @ (self.rho / (hp.horizon + 1))  # (R,)
 
@@ -233,7 +239,7 @@ class TDMPC2:
         return {
             "pi_loss": loss.detach(),
             "pi_grad_norm": grad_norm,
-            "pi_entropy": (squash_log_det(action.detach()) - log_prob.detach()).mean((1, 2)),
+            "pi_entropy": (squash_log_det(action.detach(), counted) - log_prob.detach()).mean((1, 2)),
             "pi_scaled_entropy": scaled_entropy.detach().mean((1, 2)),
             "pi_scale": self.scale.value,
         }
@@ -248,7 +254,7 @@ class TDMPC2:
 
     def state_dict(self, run: int) -> dict[str, Any]:
         """Everything that run `run` needs to go on; see the protocol."""
-        return {
+        state = {
             "model": module_state(self.model, run, self.runs),
             "optimizer": optimizer_state(self.optimizer, run, self.runs),
             "policy_optimizer": optimizer_state(self.policy_optimizer, run, self.runs),
@@ -256,9 +262,14 @@ class TDMPC2:
             "plan_means": {stream: mean[run].cpu().clone() for stream, mean in self.plan_means.items()},
             "noise": {stream: noise.state(run) for stream, noise in self.noise.items()},
         }
+        padding = self.model.padding
+        return state if padding is None else padding.cut_state(state, run, self._optimized())
 
     def load_state_dict(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Take over one state for each run, in order."""
+        if self.model.padding is not None:
+            names = self._optimized()
+            states = [self.model.padding.pad_state(state, run, names) for run, state in enumerate(states)]
         load_module_states(self.model, [state["model"] for state in states])
         load_optimizer_states(self.optimizer, [state["optimizer"] for state in states])
         load_optimizer_states(self.policy_optimizer, [state["policy_optimizer"] for state in states])
@@ -268,6 +279,11 @@ class TDMPC2:
             self.plan_means[stream] = torch.stack(means).to(self.device)
         for stream, noise in self.noise.items():
             noise.load([state["noise"][stream] for state in states])
+
+    def _optimized(self) -> dict[str, list[str]]:
+        """The names of the parameters of each optimiser."""
+        optimizers = {"optimizer": self.optimizer, "policy_optimizer": self.policy_optimizer}
+        return {key: parameter_names(self.model, optimizer) for key, optimizer in optimizers.items()}
 
 
 def _termination_metrics(logits: Tensor, terminated: Tensor) -> dict[str, Tensor]:

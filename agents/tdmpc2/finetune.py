@@ -18,7 +18,6 @@ Optimisers, the running scale of Q, replay and all random numbers start anew; th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +25,11 @@ import torch
 from torch import Tensor
 
 from agents.tdmpc2.checkpoints import AuthorsFile, load_tensors
+from agents.tdmpc2.parameter_sizes import EMBEDDING, ParameterSizes, copy_common
 from agents.tdmpc2.world_model import WorldModel
 from bench.errors import UserError
 
-TRANSITION_NETWORKS = ("dynamics", "reward_head", "online_q", "target_q")
-"""Networks whose input ends with the action."""
-EMBEDDING, TERMINATION = "tasks.embedding", "termination_head."
+TERMINATION = "termination_head."
 
 
 def read_parameters(path: Path) -> dict[str, Tensor]:
@@ -50,38 +48,6 @@ def read_parameters(path: Path) -> dict[str, Tensor]:
     return parameters
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Sizes that parameters depend on, of a state model: `context` is that of latent state and embedding."""
-
-    obs: int
-    embedding: int
-    context: int
-    action: int
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, Tensor]) -> _Sizes:
-        embedding = parameters[EMBEDDING].shape[2] if EMBEDDING in parameters else 0
-        first = parameters.get("encoder.hidden.0.linear.weight")  # an encoder of images has none
-        return cls(
-            obs=0 if first is None else first.shape[1] - embedding,
-            embedding=embedding,
-            context=parameters["policy_head.hidden.0.linear.weight"].shape[1],
-            action=parameters["policy_head.last.bias"].shape[2] // 2,
-        )
-
-    def blocks(self, name: str) -> tuple[int, list[int]]:
-        """The axis of a parameter that depends on the task's sizes, and what lies along it; axis -1 where none does."""
-        network, _, part = name.partition(".")
-        if part == "hidden.0.linear.weight" and network in TRANSITION_NETWORKS:
-            return 1, [self.context, self.action]
-        if name == "encoder.hidden.0.linear.weight":
-            return 1, [self.obs, self.embedding]
-        if network == "policy_head" and part.startswith("last."):
-            return 2, [self.action, self.action]  # mean, log standard deviation
-        return -1, []
-
-
 @torch.no_grad()
 def start_from(model: WorldModel, parameters: Mapping[str, Tensor], embedding: int | Literal["mean"] | None) -> None:
     """Let every run of a new model start from the parameters of a trained one.
@@ -95,7 +61,7 @@ def start_from(model: WorldModel, parameters: Mapping[str, Tensor], embedding: i
         UserError: the two have different architectures.
     """
     runs, state = model.runs, model.state_dict()
-    source, target = _Sizes.of(parameters), _Sizes.of(state)
+    source, target = ParameterSizes.of(parameters), ParameterSizes.of(state)
     for name, own in state.items():
         if name.startswith(TERMINATION) and name not in parameters:
             continue  # a head that the model lacks is new
@@ -111,7 +77,7 @@ def start_from(model: WorldModel, parameters: Mapping[str, Tensor], embedding: i
                 _copy(name, part, trained, source, target)
 
 
-def _copy(name: str, part: Tensor, trained: Tensor, source: _Sizes, target: _Sizes) -> None:
+def _copy(name: str, part: Tensor, trained: Tensor, source: ParameterSizes, target: ParameterSizes) -> None:
     """Take over what a parameter has in common with the trained one."""
     axis, theirs = source.blocks(name)
     _, ours = target.blocks(name)
@@ -128,6 +94,4 @@ def _copy(name: str, part: Tensor, trained: Tensor, source: _Sizes, target: _Siz
         return
     if axis == 1:
         part.zero_()  # inputs that the trained model does not have
-    for to, taken in zip(part.split(ours, axis), trained.split(theirs, axis), strict=True):
-        common = min(to.shape[axis], taken.shape[axis])
-        to.narrow(axis, 0, common).copy_(taken.narrow(axis, 0, common))
+    copy_common(part, ours, trained, theirs, axis)

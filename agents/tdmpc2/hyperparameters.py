@@ -239,6 +239,10 @@ class Hyperparameters(BaseModel):
         """MPPI iterations for an action of this size."""
         return self.iterations + (EXTRA_ITERATIONS if action_size >= LARGE_ACTION_SIZE else 0)
 
+    def padding_class(self, action_size: int) -> int:
+        """What runs of one padded fleet must have in common: see `agents.protocol`."""
+        return self.plan_iterations(action_size)
+
     def discount(self, episode_agent_steps: int) -> float:
         """gamma, from the length of an episode in agent steps."""
         gamma = 1.0 - self.discount_denom / episode_agent_steps

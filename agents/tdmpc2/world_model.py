@@ -19,6 +19,7 @@ from agents.nn import MLP, Linear, ema_update
 from agents.noise import Noise
 from agents.protocol import AgentSpec
 from agents.tdmpc2.hyperparameters import Hyperparameters
+from agents.tdmpc2.padding import Padding
 from agents.tdmpc2.pixels import PixelEncoder
 from agents.tdmpc2.tasks import TaskContext, TaskTable
 from bench.seeding import derive_seed
@@ -60,12 +61,16 @@ class WorldModel(nn.Module):
         self.policy_head = mlp(runs, [latent + task_dim, *hidden, 2 * action_size])
         self.online_q = mlp(runs * hp.num_q, [*transition, values])
         self.target_q = mlp(runs * hp.num_q, [*transition, values]).requires_grad_(False)
+        self.padding = Padding(spec, hp, device) if spec.sizes else None
         self.tasks = TaskTable(runs, spec.tasks, action_size, hp, device) if spec.tasks else None
         self.termination_head: MLP | None = None
         if hp.episodic:
             self.termination_head = mlp(runs, [latent + task_dim, *hidden, 1])
         if device.type != "meta":
-            self._initialise(seeds)
+            if self.padding is None:
+                self._initialise(seeds)
+            else:
+                self._initialise_padded(self.padding, hp, seeds)
         # Index of each run's first Q-function.
         self.register_buffer("first_q", torch.arange(runs, device=device)[:, None] * hp.num_q, persistent=False)
         self.first_q: Tensor
@@ -94,6 +99,15 @@ class WorldModel(nn.Module):
             self.tasks.initialise(generators)
         self.target_q.load_state_dict(self.online_q.state_dict())
 
+    @torch.no_grad()
+    def _initialise_padded(self, padding: Padding, hp: Hyperparameters, seeds: Sequence[int]) -> None:
+        """Each run gets the parameters that it would have alone."""
+        whole = self.state_dict()
+        for run, seed in enumerate(seeds):
+            alone = WorldModel(padding.alone(run), hp, [seed], torch.device("cpu"))
+            for name, own in alone.state_dict().items():
+                whole[name].chunk(self.runs)[run].copy_(padding.pad(name, own, run))
+
     @property
     def num_parameters(self) -> int:
         """Trainable parameters of one run; the target is not counted."""
@@ -103,11 +117,13 @@ class WorldModel(nn.Module):
         """What conditions the networks on tasks (R, ...) int64; None for a model without task embeddings.
 
         A model with the embedding of one task (finetuned from one of several) need not be told: the context is then
-        (R, 1), which holds for every sample.
+        (R, 1), which holds for every sample. So is that of a padded fleet, which has no embedding.
 
         Raises:
             ValueError: an agent of several tasks was not told which.
         """
+        if self.padding is not None:
+            return self.padding.context
         if self.tasks is None:
             return None
         if task is None:
@@ -227,7 +243,7 @@ def _inputs(x: Tensor, tasks: TaskContext | None, action: Tensor | None = None) 
     Returns:
         (R, M, in) and None, or (R, M, in) without the action and the actions (R, M, S, A).
     """
-    if tasks is not None:
+    if tasks is not None and tasks.embedding.shape[-1] > 0:
         x = torch.cat([x, tasks.embedding.expand(*x.shape[:-1], -1)], -1)
     if action is None:
         return x.flatten(1, -2), None
