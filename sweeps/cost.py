@@ -27,10 +27,10 @@ class Rate:
 
 def _nearest(spec: RunSpec, fitting: Sequence[Measurement]) -> list[Measurement]:
     """The measurements that are nearest to a run: this machine before others, then the same task, then the same
-    domain."""
+    domain, then any simulator before made-up environments."""
 
-    def nearness(m: Measurement) -> tuple[bool, bool, bool]:
-        return (m.host == socket.gethostname(), m.task == spec.task, m.domain == spec.domain)
+    def nearness(m: Measurement) -> tuple[bool, ...]:
+        return (m.host == socket.gethostname(), m.task == spec.task, m.domain == spec.domain, not m.made_up)
 
     nearest = max(map(nearness, fitting), default=None)
     return [m for m in fitting if nearness(m) == nearest]
@@ -45,7 +45,7 @@ def rate_of(fleet: Fleet, device: str, measured: Sequence[Measurement]) -> Rate 
         return None
     size = min(m.fleet for m in fitting)
     best = _nearest(spec, [m for m in fitting if m.fleet == size])
-    where = best[0].task or "no single task"
+    where = best[0].task or ("made-up environments" if best[0].made_up else "no single task")
     if best[0].task not in (None, spec.task):
         where += f", not {spec.task}"
     host = "this machine" if best[0].host == socket.gethostname() else best[0].host

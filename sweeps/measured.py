@@ -21,6 +21,7 @@ from agents import registry
 from bench.errors import UserError
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
+from bench.tasks import tasks
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Measurement:
     """Workers that shared the device."""
     peak_gpu_gb: float | None = None
     """Of the whole fleet's process; of finished runs, whose replay has grown as far as it will."""
+    made_up: bool = False
+    """Whether its environments were made up: their time, or none, stands in the speed instead of a simulator's."""
     checkpoint_bytes: int | None = None
     """Of the checkpoints that the run keeps."""
 
@@ -145,8 +148,14 @@ def _of_speed_files(folder: Path) -> Iterator[Measurement]:
                 device=content["device"].partition(":")[0],
                 host=content["host"],
                 task=row.get("task"),
-                domain=None,
+                domain=_domain(row.get("task")),
                 speed=row["loop_agent_steps_per_s"],
                 kind=path.name,
                 peak_gpu_gb=row.get("peak_gpu_gb"),
+                made_up=row.get("synthetic") is not None,
             )
+
+
+def _domain(task: str | None) -> str | None:
+    """Of a task that was measured; None where there was none, or it is not known here (a user's own, elsewhere)."""
+    return next((row.domain for row in tasks() if row.name == task), None)

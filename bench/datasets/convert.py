@@ -7,6 +7,7 @@ block that it noted and ends with the same bytes.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -80,6 +81,7 @@ def convert(
     _make_room(target, state)
     try:
         with (target / ENTRIES).open("r+b") as file:
+            _claim(file, target)
             _copy_all(file, target, files, state, say)
         layout = replace(state.layout, fingerprint=state.layout.fingerprint_of(target / ENTRIES))
         layout.write(target)
@@ -226,6 +228,20 @@ def _make_room(target: Path, state: _Progress) -> None:
             opened.truncate(state.layout.bytes)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from error
+
+
+def _claim(file: BinaryIO, target: Path) -> None:
+    """Be the only one who writes the folder, for as long as `file` is open.
+
+    Raises:
+        UserError: another process converts into it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{target} is being written by another conversion: wait for it, or choose another folder"
+        ) from error
 
 
 def _copy_all(file: BinaryIO, target: Path, files: Sequence[Path], state: _Progress, say: Say) -> None:

@@ -120,6 +120,21 @@ def test_an_interrupted_conversion_ends_with_the_same_bytes(tmp_path: Path, monk
         assert (target / "dataset.json").read_bytes() == (tmp_path / "whole" / "dataset.json").read_bytes()
 
 
+def test_two_conversions_into_one_folder(tmp_path: Path) -> None:
+    chunks = folder_of(tmp_path / "chunks", CHUNKS)
+    refused: list[str] = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if what == "rows" and not refused:
+            with pytest.raises(UserError, match="is being written by another conversion: wait for it") as error:
+                convert(chunks, tmp_path / "set", NAMES)
+            refused.append(str(error.value))
+
+    layout = convert(chunks, tmp_path / "set", NAMES, say=meanwhile)
+    assert refused
+    assert layout.fingerprint == convert(chunks, tmp_path / "alone", NAMES).fingerprint
+
+
 def test_a_begun_conversion_of_other_chunks_is_not_gone_on_with(tmp_path: Path) -> None:
     folder_of(tmp_path / "chunks", CHUNKS)
     killed_in(tmp_path / "set", tmp_path / "chunks", 1)

@@ -139,6 +139,17 @@ def test_cost_from_speed_files(write: Callable[[str], Path], tmp_path: Path) -> 
     assert item.wall_s == pytest.approx(20.0)
     assert item.rate is not None
     assert item.rate.source == "1 × laptop.json (no single task; cpu, laptop)"
+    made_up = row | {"task": None, "synthetic": {"obs_size": 8, "action_size": 2, "env_ms": 0.0}}
+    of_domain = row | {"task": "walker-run", "synthetic": None, "loop_agent_steps_per_s": 25}
+    for rows, wall_s, where in (
+        ([made_up], 20.0, "made-up environments"),
+        ([made_up, of_domain], 40.0, "walker-run, not cup-catch"),
+    ):
+        path.write_text(json.dumps({"device": "cpu", "host": "laptop", "measurements": rows}))
+        item = cost.cost(plan.make(sweep, tmp_path).fleets, "cpu", measured.read(tmp_path))[0]
+        assert item.wall_s == pytest.approx(wall_s)
+        assert item.rate is not None
+        assert item.rate.source == f"1 × laptop.json ({where}; cpu, laptop)"
     path.write_text("{")
     with pytest.raises(UserError, match=r"laptop\.json is not JSON"):
         measured.read(tmp_path)
