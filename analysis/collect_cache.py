@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from analysis import reading, tables
 from analysis.reading import MEASURED, RunRead
 from analysis.tables import Failure
-from bench import atomic, errors, processes, rundir, runspec, schema, task_sets, tasks
+from bench import atomic, errors, processes, run_progress, rundir, runspec, schema, tasks
 from bench.errors import UserError
 from bench.rundir import RunDir
+from bench.tasks import rows, sets, task
 
 NAME = "collect.cache"
 FILES = ("run.json", "eval.csv", "heartbeat", "done.json", "failed.json")
@@ -33,7 +34,7 @@ FILES = ("run.json", "eval.csv", "heartbeat", "done.json", "failed.json")
 RECENT_S = 2.0
 """A file that changed less than this ago may change again without a new time (clocks of file systems are coarse)."""
 
-_CODE = (reading, tables, atomic, errors, processes, rundir, runspec, schema, task_sets, tasks)
+_CODE = (reading, tables, atomic, errors, processes, run_progress, rundir, runspec, schema, tasks, rows, sets, task)
 """Modules that decide what reading a run directory gives."""
 
 Signature = list[list[int] | None]

@@ -21,9 +21,9 @@ from bench.errors import UserError, unknown
 from bench.evaluation import Evaluator
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
-from bench.task_sets import MULTITASK_SETS
 from bench.tasks import Task, expand, task_set
 from bench.tasks import get as get_task
+from bench.tasks.sets import MULTITASK_SETS
 from bench.video import VIDEO_FPS, write_mp4
 
 

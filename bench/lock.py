@@ -33,7 +33,8 @@ from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
 from bench.provenance import job_id
-from bench.rundir import STALE_AFTER_S, RunDir
+from bench.run_progress import STALE_AFTER_S
+from bench.rundir import RunDir
 
 ASKED_EVERY_S = 5.0
 LOCK_POLL_S = 0.05

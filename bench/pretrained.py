@@ -21,8 +21,8 @@ from bench.errors import UserError, unknown
 from bench.published_models import published_models
 from bench.rundir import RunDir, find_runs
 from bench.runspec import Init, RunSpec
-from bench.task_sets import MULTITASK_SETS
 from bench.tasks import Task, task_set
+from bench.tasks.sets import MULTITASK_SETS
 from bench.torch_file import TorchFile
 
 AGENT = "tdmpc2"

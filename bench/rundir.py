@@ -22,7 +22,6 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,34 +31,9 @@ from pydantic import ValidationError
 from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
+from bench.run_progress import Progress, progress_of
 from bench.runspec import RunSpec
 from bench.schema import EVAL_CSV, OFFLINE_EVAL_CSV, READABLE_VERSIONS, SCHEMA_VERSION
-
-STALE_AFTER_S = 300.0
-"""A heartbeat older than this means that the run's process is gone (it beats every 10 s at most)."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is, as its directory tells."""
-
-    state: str
-    """pending, running, stale, failed or done."""
-    reached: int
-    """Env steps, or updates of a run that learns offline: on the axis of its specification."""
-    speed: float | None
-    """On its clock: agent steps or updates a second."""
-    last_return: float | None
-    """Of the last evaluation; offline, the normalised score over all tasks."""
-    wall_s: float
-    age_s: float | None
-    """Seconds since the last heartbeat; None where there was none."""
-    device: str | None = None
-    """cpu or cuda, by the last heartbeat."""
-    sharers: int = 1
-    """Runs that trained on that device together, this one included."""
-    env_wait_share: float | None = None
-    """Share of its time that the learner waited for environments, by the last heartbeat."""
 
 
 class RunDir:
@@ -184,36 +158,11 @@ class RunDir:
             budget: what counts as done, in env steps or updates; what the run itself was done with by default. A run
                 that was done with a smaller budget is pending again.
         """
-        beat = self.read_json("heartbeat")
-        done = self.read_json("done.json")
-        age_s = None if beat is None else max(0.0, time.time() - beat["time"])
-        if done is not None and _reached(done) >= (budget or 0):
-            state = "done"
-        elif (self.path / "failed.json").exists():
-            state = "failed"
-        elif beat is None or beat["ended"]:
-            state = "pending"
-        else:
-            state = "stale" if self._owner_gone(beat, age_s or 0.0) else "running"
-        beat = beat or {}
-        return Progress(
-            state=state,
-            reached=max(_reached(done or {}), _reached(beat)),
-            speed=beat.get("updates_per_s", beat.get("agent_steps_per_s")),
-            last_return=beat.get("score", beat.get("return")),
-            wall_s=float(beat.get("wall_s", 0.0)),
-            age_s=age_s,
-            device=beat.get("device"),
-            sharers=int(beat.get("fleet") or 1) * int(beat.get("pack") or 1),
-            env_wait_share=beat.get("env_wait_share"),
-        )
-
-    def _owner_gone(self, beat: Mapping[str, Any], age_s: float) -> bool:
+        failed = (self.path / "failed.json").exists()
         try:
-            owner = Process.from_json(beat["process"])
+            return progress_of(self.read_json("heartbeat"), self.read_json("done.json"), failed, budget or 0)
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.path}/heartbeat is damaged: remove it and run again") from error
-        return age_s > STALE_AFTER_S or (owner.is_here and not owner.alive)
 
     # Writing
 
@@ -357,11 +306,6 @@ class RunDir:
             self.guard,
         )
         self.end_attempt("failed")
-
-
-def _reached(told: Mapping[str, Any]) -> int:
-    """How far a run came, by its heartbeat or done.json: updates of one that learns offline, else env steps."""
-    return int(told.get("updates", told.get("env_steps", 0)))
 
 
 def now() -> str:

@@ -26,7 +26,8 @@ from bench import atomic
 from bench.errors import UserError
 from bench.lock import locked
 from bench.processes import Process
-from bench.rundir import STALE_AFTER_S, RunDir, now
+from bench.run_progress import STALE_AFTER_S
+from bench.rundir import RunDir, now
 from sweeps import slurm_state
 from sweeps.slurm_state import JobState
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UserError
-from bench.rundir import Progress, RunDir, find_runs
+from bench.run_progress import Progress
+from bench.rundir import RunDir, find_runs
 from bench.runspec import RunSpec
 
 STATES = ("pending", "running", "stale", "failed", "done")

@@ -25,8 +25,8 @@ from bench.datasets.description import ChunkFolder
 from bench.datasets.layout import DESCRIPTION, ENTRIES, FLOAT_BYTES, PROGRESS, Layout, Part
 from bench.datasets.published import CHUNKS
 from bench.errors import UserError
-from bench.task_sets import MULTITASK_SETS
 from bench.tasks import expand, task_set
+from bench.tasks.sets import MULTITASK_SETS
 
 BLOCK_BYTES = 64 << 20
 """Of a chunk that are in memory at once; the copy takes as much again."""

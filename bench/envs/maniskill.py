@@ -19,7 +19,8 @@ from bench.envs.missing import MANISKILL_ASSETS
 from bench.envs.quiet import hushed
 from bench.errors import UserError
 from bench.installed import is_maniskill3
-from bench.tasks import MANISKILL3, Task
+from bench.tasks import Task
+from bench.tasks.rows import MANISKILL3
 
 CONTROL_MODES: Mapping[str, str] = MappingProxyType(
     {

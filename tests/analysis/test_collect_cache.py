@@ -13,7 +13,8 @@ from analysis.cli import collect as command
 from analysis.collect import collect
 from analysis.collect_cache import NAME, Cache
 from analysis.tables import load_tables, write_tables
-from bench.rundir import STALE_AFTER_S, RunDir
+from bench.run_progress import STALE_AFTER_S
+from bench.rundir import RunDir
 from bench.schema import SCHEMA_VERSION
 
 

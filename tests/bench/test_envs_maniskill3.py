@@ -16,6 +16,8 @@ from bench.envs import vulkan
 from bench.envs.missing import import_failure
 from bench.errors import UserError
 from bench.rundir import RunDir
+from bench.tasks.rows import MANISKILL3
+from bench.tasks.task import DOMAIN_VERSIONS
 
 CACHES = (installed.is_maniskill3, tasks._built_in, tasks._table, tasks._sets)
 needs_maniskill3 = pytest.mark.skipif(
@@ -44,8 +46,8 @@ def test_rows_and_versions() -> None:
     row = tasks.get("pick-cube")
     assert (row.simulator_id, row.obs_size, row.action_size) == ("PickCube-v1", 42, 4)
     assert row.domain_version == "mani_skill-3.0.1+sapien-3.0.3 (dense reward)"
-    assert tasks.get("lift-cube").domain_version == tasks.DOMAIN_VERSIONS["maniskill"]
-    assert len([task for task in tasks.tasks() if task.domain in tasks.DOMAIN_VERSIONS]) == 104
+    assert tasks.get("lift-cube").domain_version == DOMAIN_VERSIONS["maniskill"]
+    assert len([task for task in tasks.tasks() if task.domain in DOMAIN_VERSIONS]) == 104
     line = str(import_failure("pick-cube", "maniskill", ImportError("No module named 'h5py'")))
     assert "pick-cube needs mani_skill, whose import failed (No module named 'h5py')" in line
 
@@ -67,7 +69,7 @@ def test_a_run_never_mixes_versions(tmp_path: Path) -> None:
 
 
 @needs_maniskill3
-@pytest.mark.parametrize("name", sorted(tasks.MANISKILL3))
+@pytest.mark.parametrize("name", sorted(MANISKILL3))
 def test_the_real_tasks(name: str) -> None:
     """Sizes, length, repeat and seeds, bit for bit; with the renderer or without."""
     check_row(tasks.get(name))

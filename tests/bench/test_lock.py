@@ -19,7 +19,8 @@ from bench.errors import UserError
 from bench.lock import LockLost, RunLock, locked
 from bench.processes import Process
 from bench.replay_log import ReplayLog
-from bench.rundir import STALE_AFTER_S, RunDir
+from bench.run_progress import STALE_AFTER_S
+from bench.rundir import RunDir
 from bench.runspec import RunSpec
 
 SPEC = RunSpec(

@@ -19,7 +19,8 @@ from bench import atomic
 from bench.errors import UserError
 from bench.lock import RunLock
 from bench.processes import Process
-from bench.rundir import STALE_AFTER_S, RunDir, find_runs
+from bench.run_progress import STALE_AFTER_S
+from bench.rundir import RunDir, find_runs
 from bench.runspec import MULTITASK, Init, OfflineSpec, RunSpec
 from bench.schema import SCHEMA_VERSION
 from bench.tasks import get

@@ -60,9 +60,12 @@ def test_editing_the_checkout_changes_no_snapshot(tmp_path: Path, checkout: Path
     assert snapshot.take(tmp_path / ".launch", checkout) == code  # the same content is kept once
     before = snapshot.content_hash(code)
     assert before == code.name
-    with (checkout / "bench" / "tasks.py").open("a") as file:
+    with (checkout / "bench" / "tasks" / "__init__.py").open("a") as file:
         file.write("\nraise RuntimeError('edited')\n")
-    assert imported_from(code, checkout) == {"file": str(code / "bench" / "tasks.py"), "snapshot": code.name}
+    assert imported_from(code, checkout) == {
+        "file": str(code / "bench" / "tasks" / "__init__.py"),
+        "snapshot": code.name,
+    }
     edited = snapshot.take(tmp_path / ".launch", checkout)
     assert edited.name != code.name
     assert snapshot.content_hash(code) == before
