@@ -183,6 +183,41 @@ def locked(path: Path) -> Iterator[None]:
         _give_back(path, me)
 
 
+@contextlib.contextmanager
+def claimed(path: Path, what: str) -> Iterator[None]:
+    """Hold an exclusive lock for as long as it takes, or be refused it.
+
+    Stale as in `locked`: long work calls `keep` at intervals, for processes of other machines. One that was cut off and
+    lost it is not told, so what is done under it must not suffer from being done twice.
+
+    Args:
+        path: the lock file.
+        what: what is done under it, for the message.
+
+    Raises:
+        UserError: another live process holds it.
+    """
+    me = Holder(Process.current(), uuid.uuid4().hex, job_id())
+    while not _make(path, me):
+        holder = _read(path)
+        if holder is not None and not _moment_gone(path, holder):
+            owner = holder.process
+            raise UserError(
+                f"{what} by process {owner.pid} on {owner.host}: wait for it, or end that process (lock {path})"
+            )
+        _take_away(path, functools.partial(operator.eq, holder))
+    try:
+        yield
+    finally:
+        _give_back(path, me)
+
+
+def keep(path: Path) -> None:
+    """Say that the holder of a `claimed` lock lives."""
+    with contextlib.suppress(FileNotFoundError):  # taken over
+        os.utime(path)
+
+
 def _give_back(path: Path, me: Holder) -> None:
     for _ in range(10):
         holder = _read(path)

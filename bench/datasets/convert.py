@@ -7,7 +7,6 @@ block that it noted and ends with the same bytes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,11 +24,14 @@ from bench.datasets.description import ChunkFolder
 from bench.datasets.layout import DESCRIPTION, ENTRIES, FLOAT_BYTES, PROGRESS, Layout, Part
 from bench.datasets.published import CHUNKS
 from bench.errors import UserError
+from bench.lock import claimed, keep
 from bench.tasks import expand, task_set
 from bench.tasks.sets import MULTITASK_SETS
 
 BLOCK_BYTES = 64 << 20
 """Of a chunk that are in memory at once; the copy takes as much again."""
+LOCK = "lock"
+"""In the folder while a conversion writes it."""
 MOST_TASKS = 10_000
 """Larger task ids are taken for damage."""
 
@@ -78,18 +80,30 @@ def convert(
     _same(target, state.layout, sources, named)
     size = f"{state.layout.bytes / 1e9:,.1f} GB of disk in {target}"
     tell(f"{state.layout.rows:,} rows of {state.layout.row_entries} entries: {size}")
-    _make_room(target, state)
     try:
-        with (target / ENTRIES).open("r+b") as file:
-            _claim(file, target)
-            _copy_all(file, target, files, state, say)
-        layout = replace(state.layout, fingerprint=state.layout.fingerprint_of(target / ENTRIES))
-        layout.write(target)
-        (target / PROGRESS).unlink()
+        target.mkdir(parents=True, exist_ok=True)
+        with claimed(target / LOCK, f"{target} is being written"):
+            # Another conversion may have begun, and ended, since the folder was looked at.
+            if (target / DESCRIPTION).exists():
+                layout = Layout.read(target)
+                _same(target, layout, sources, named)
+                return layout
+            state = _Progress.read(target) or state
+            _same(target, state.layout, sources, named)
+            _make_room(target, state)
+            return _fill(target, files, state, say)
     except OSError as error:
         raise UserError(
             f"cannot write {target}: {error.strerror}; the same command goes on once that is mended"
         ) from error
+
+
+def _fill(target: Path, files: Sequence[Path], state: _Progress, say: Say) -> Layout:
+    with (target / ENTRIES).open("r+b") as file:
+        _copy_all(file, target, files, state, say)
+    layout = replace(state.layout, fingerprint=state.layout.fingerprint_of(target / ENTRIES))
+    layout.write(target)
+    (target / PROGRESS).unlink()
     return layout
 
 
@@ -211,37 +225,19 @@ class _Progress:
 
 
 def _make_room(target: Path, state: _Progress) -> None:
-    """The folder, and a file of the full size in it, so that the disk cannot be full in the middle."""
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        file = target / ENTRIES
-        have = file.stat().st_blocks * 512 if file.exists() else 0
-        need, free = state.layout.bytes - have, shutil.disk_usage(target).free
-        if need > free:
-            raise UserError(
-                f"{target} needs {state.layout.bytes / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free: make "
-                "room, or choose a folder on another disk"
-            )
-        state.write(target)
-        with file.open("ab") as opened:
-            os.posix_fallocate(opened.fileno(), 0, state.layout.bytes)
-            opened.truncate(state.layout.bytes)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _claim(file: BinaryIO, target: Path) -> None:
-    """Be the only one who writes the folder, for as long as `file` is open.
-
-    Raises:
-        UserError: another process converts into it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    """A file of the full size in the folder, so that the disk cannot be full in the middle."""
+    file = target / ENTRIES
+    have = file.stat().st_blocks * 512 if file.exists() else 0
+    need, free = state.layout.bytes - have, shutil.disk_usage(target).free
+    if need > free:
         raise UserError(
-            f"{target} is being written by another conversion: wait for it, or choose another folder"
-        ) from error
+            f"{target} needs {state.layout.bytes / 1e9:,.1f} GB of disk, and {free / 1e9:,.1f} GB are free: make "
+            "room, or choose a folder on another disk"
+        )
+    state.write(target)
+    with file.open("ab") as opened:
+        os.posix_fallocate(opened.fileno(), 0, state.layout.bytes)
+        opened.truncate(state.layout.bytes)
 
 
 def _copy_all(file: BinaryIO, target: Path, files: Sequence[Path], state: _Progress, say: Say) -> None:
@@ -256,6 +252,7 @@ def _copy_all(file: BinaryIO, target: Path, files: Sequence[Path], state: _Progr
             chunk.file.release()
             state.row = end
             state.write(target)
+            keep(target / LOCK)
             say("rows", sum(state.written), state.layout.rows)
         state.file, state.row = state.file + 1, 0
 

@@ -126,12 +126,13 @@ def test_two_conversions_into_one_folder(tmp_path: Path) -> None:
 
     def meanwhile(what: str, done: int, total: int) -> None:
         if what == "rows" and not refused:
-            with pytest.raises(UserError, match="is being written by another conversion: wait for it") as error:
+            with pytest.raises(UserError, match=r"set is being written by process \d+ on .*: wait for it") as error:
                 convert(chunks, tmp_path / "set", NAMES)
             refused.append(str(error.value))
 
     layout = convert(chunks, tmp_path / "set", NAMES, say=meanwhile)
     assert refused
+    assert not (tmp_path / "set" / "lock").exists()
     assert layout.fingerprint == convert(chunks, tmp_path / "alone", NAMES).fingerprint
 
 
