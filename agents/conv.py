@@ -25,7 +25,7 @@ class ConvLayer(NamedTuple):
     stride: int
 
 
-class _Convolution(nn.Module):
+class Convolution(nn.Module):
     """What both kinds of convolution are made of.
 
     Args:
@@ -41,6 +41,8 @@ class _Convolution(nn.Module):
     bias: nn.Parameter | None
     transposed = False
     """Whether inputs come before outputs in the weight, as torch has it."""
+    in_bf16: bool = False
+    """Whether it convolves in bfloat16, bias included; gives the type that it takes. See `agents.precision`."""
 
     def __init__(
         self,
@@ -59,21 +61,28 @@ class _Convolution(nn.Module):
         self.weight = nn.Parameter(torch.zeros(runs, *channels, kernel, kernel, device=device))
         self.register_parameter("bias", nn.Parameter(torch.zeros(runs, outputs, device=device)) if bias else None)
 
+    def _apply_to(self, x: Tensor, convolve: Callable[..., Tensor]) -> Tensor:
+        if not self.in_bf16:
+            return _for_each_run(convolve, x, self.weight, self.bias, self.stride, self.padding)
+        bias = None if self.bias is None else self.bias.bfloat16()
+        out = _for_each_run(convolve, x.bfloat16(), self.weight.bfloat16(), bias, self.stride, self.padding)
+        return out.to(x.dtype)
 
-class Conv2d(_Convolution):
+
+class Conv2d(Convolution):
     """R convolutions, `(R, M, in, H, W) -> (R, M, out, H', W')`, H' = (H + 2 padding - kernel) // stride + 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _for_each_run(F.conv2d, x, self.weight, self.bias, self.stride, self.padding)
+        return self._apply_to(x, F.conv2d)
 
 
-class ConvTranspose2d(_Convolution):
+class ConvTranspose2d(Convolution):
     """R transposed convolutions, `(R, M, in, H, W) -> (R, M, out, H', W')`, H' = (H-1) stride - 2 padding + kernel."""
 
     transposed = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return _for_each_run(F.conv_transpose2d, x, self.weight, self.bias, self.stride, self.padding)
+        return self._apply_to(x, F.conv_transpose2d)
 
 
 def _for_each_run(
@@ -150,12 +159,14 @@ class ConvStack(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features (R, ..., F) of float images (R, ..., C, H, W), flattened channels first."""
         x = images.flatten(1, -4)  # (R, M, C, H, W)
+        if self.layers[0].in_bf16:  # and so they stay from layer to layer: ReLU rounds nothing
+            x = x.bfloat16()
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         x = self.layers[-1](x)
         if self.activate_last:
             x = x.relu()
-        return x.flatten(2).unflatten(1, images.shape[1:-3])
+        return x.to(images.dtype).flatten(2).unflatten(1, images.shape[1:-3])
 
 
 def smallest_image(layers: Sequence[ConvLayer]) -> int:

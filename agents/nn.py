@@ -29,6 +29,8 @@ class Linear(nn.Module):
     """
 
     bias: nn.Parameter | None
+    in_bf16: bool = False
+    """Whether it multiplies in bfloat16; takes and gives float32 all the same. See `agents.precision`."""
 
     def __init__(
         self, runs: int, inputs: int, outputs: int, device: torch.device | None = None, bias: bool = True
@@ -39,7 +41,11 @@ class Linear(nn.Module):
         self.register_parameter("bias", zeros)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        if self.bias is None:
+            return self._product(x, self.weight)
+        if self.in_bf16:
+            return self._product(x, self.weight).add_(self.bias)
+        return torch.baddbmm(self.bias, x, self.weight)
 
     def of_pairs(self, x: Tensor, y: Tensor) -> Tensor:
         """The map of [x, y] for S different y beside each x, without forming the pairs.
@@ -54,11 +60,16 @@ class Linear(nn.Module):
             (R, M S, out).
         """
         size = x.shape[-1]
-        shared = torch.bmm(x, self.weight[:, :size])
+        shared = self._product(x, self.weight[:, :size])
         if self.bias is not None:
             shared = shared + self.bias
-        own = torch.bmm(y.flatten(1, 2), self.weight[:, size:]).unflatten(1, y.shape[1:3])
+        own = self._product(y.flatten(1, 2), self.weight[:, size:]).unflatten(1, y.shape[1:3])
         return own.add_(shared.unsqueeze(2)).flatten(1, 2)
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.in_bf16:
+            return torch.bmm(x.bfloat16(), weight.bfloat16()).to(x.dtype)
+        return torch.bmm(x, weight)
 
 
 class LayerNorm(nn.Module):

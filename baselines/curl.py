@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.augmentation import centre_crop, random_crop
+from agents.precision import in_own_precision
 from agents.protocol import AgentSpec, Batch
 from baselines.hyperparameters.curl import CURL as CURLHyperparameters
 from baselines.sac import SAC
@@ -75,6 +76,7 @@ class CURL(SAC):
         """(R, N, C, H, W) -> (R, N, A): as soft actor-critic, from the middle of the pictures."""
         return super().act(centre_crop(obs, self.hyperparameters.crop_size), first, explore)
 
+    @in_own_precision
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """The update of soft actor-critic on random crops, then the contrastive one."""
         obs, next_obs = batch.obs.unbind(1)  # (R, B, C, H, W)

@@ -32,6 +32,7 @@ from agents.nn import (
     optimizer_state,
 )
 from agents.noise import Noise
+from agents.precision import Products, in_own_precision
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.hyperparameters.drqv2 import DrQv2 as DrQv2Hyperparameters
 from baselines.networks import CRITICS, PixelEncoder, Trunk, TwinCritic, mlp, orthogonal_init
@@ -114,6 +115,7 @@ class DrQv2:
         for network in (self.encoder, self.actor, self.critic):
             network.to(device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.products = Products(hp.precision, device, self._modules().values())
 
         self.actor_parameters = list(self.actor.parameters())
         # The encoder learns from the critics' loss alone, so one step of one optimiser serves both.
@@ -126,6 +128,7 @@ class DrQv2:
     # Acting
 
     @torch.no_grad()
+    @in_own_precision
     def act(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
         """(R, N, C, H, W) -> (R, N, A): the mean action, and noise that becomes less where it explores."""
         mean = self.actor(self.encoder(obs))
@@ -157,6 +160,7 @@ class DrQv2:
     def _updates_by(self, agent_steps: int) -> int:
         return max(0, agent_steps - self.seed_agent_steps) // self.hyperparameters.update_every
 
+    @in_own_precision
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critics with the encoder, of the actor, and of the target critics."""
         hp, std = self.hyperparameters, self.std

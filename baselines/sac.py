@@ -36,6 +36,7 @@ from agents.nn import (
     optimizer_state,
 )
 from agents.noise import Noise
+from agents.precision import Products, in_own_precision
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from baselines.hyperparameters.sac import SAC as SACHyperparameters
 from baselines.networks import CRITICS, PixelEncoder, Trunk, TwinCritic, delta_orthogonal_kernel, mlp, orthogonal_init
@@ -126,6 +127,7 @@ class SAC:
         self.updates = 0
 
         self._build(spec, seeds)
+        self.products = Products(hp.precision, device, self._modules().values())
         self.log_alpha = nn.Parameter(torch.full((runs, 1), math.log(hp.init_temperature), device=device))
         self.critic_optimizer = torch.optim.Adam(
             [*self.encoder.parameters(), *self.critic.parameters()], lr=hp.critic_lr, fused=True
@@ -170,6 +172,7 @@ class SAC:
         self.target_encoder_parameters = [*self.target_encoder.parameters(), *self.target.trunk.parameters()]
 
     @torch.no_grad()
+    @in_own_precision
     def act(self, obs: Tensor, first: Tensor, explore: bool) -> Tensor:
         """(R, N, ...) -> (R, N, A): a draw from the policy, or tanh of its mean where it does not explore."""
         mean, log_std = self.actor(self.encoder(obs))
@@ -181,6 +184,7 @@ class SAC:
         """One update for each agent step that was not random."""
         return max(0, after - self.seed_agent_steps) - max(0, before - self.seed_agent_steps)
 
+    @in_own_precision
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step of the critics, and of the actor, the temperature and the target critics when they are due."""
         obs, next_obs = batch.obs.unbind(1)  # (R, B, ...)

@@ -17,6 +17,7 @@ from agents.distributions import SymlogScalar, TwoHot, gaussian_log_prob, squash
 from agents.mppi import warm_start
 from agents.nn import clip_grad_norms, load_module_states, load_optimizer_states, module_state, optimizer_state
 from agents.noise import Noise
+from agents.precision import Products, in_own_precision
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from agents.tdmpc2.hyperparameters import Hyperparameters as TDMPC2Hyperparameters
 from agents.tdmpc2.padding import parameter_names
@@ -40,7 +41,7 @@ class TDMPC2:
 
     Raises:
         UserError: a horizon longer than an episode, or a seed phase that ends before the first episode does; several
-            tasks from images; runs that cannot be padded to one size.
+            tasks from images; runs that cannot be padded to one size; a precision that the device lacks.
     """
 
     Hyperparameters: ClassVar[type[TDMPC2Hyperparameters]] = TDMPC2Hyperparameters
@@ -69,6 +70,7 @@ class TDMPC2:
 
         self.gamma = hp.discount(spec.episode_agent_steps)
         self.model = WorldModel(spec, hp, seeds, device)
+        self.products = Products(hp.precision, device, [self.model])
         self.scalars: TwoHot | SymlogScalar
         self.scalar_loss: Callable[[Tensor, Tensor], Tensor]
         if hp.regression == "discrete":
@@ -104,6 +106,7 @@ class TDMPC2:
     # Acting
 
     @torch.no_grad()
+    @in_own_precision
     def act(self, obs: Tensor, first: Tensor, explore: bool, task: Tensor | None = None) -> Tensor:
         """Plan an action for each environment, or take the policy's where `mpc` is off.
 
@@ -142,6 +145,7 @@ class TDMPC2:
     def _updates_by(self, agent_steps: int) -> int:
         return agent_steps - 1 if agent_steps > self.seed_phase else 0
 
+    @in_own_precision
     def update(self, batch: Batch) -> Mapping[str, Tensor]:
         """One step of the world model, the policy and the target Q-functions of every run."""
         hp, model, noise = self.hp, self.model, self.noise["learn"]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.precision import Precision
 from agents.presets import Preset
 from bench.errors import UserError
 from bench.tasks import Task, task_set
@@ -156,6 +157,10 @@ class Hyperparameters(BaseModel):
     """Elites are weighted by exp(temperature * value)."""
     uncertainty_coef: float = Field(default=0.0, ge=0)
     """c in reward - c mean(Q) std(Q), over the ensemble: test-time regularisation of models trained offline."""
+
+    # Computing
+    precision: Precision = "float32"
+    """In which precision matrix products and convolutions are computed: float32, tf32 (on a GPU) or bf16."""
 
     # Training
     batch_size: int = Field(default=256, ge=1)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agents.precision import Precision
 from agents.presets import Preset
 from bench.tasks import Task
 
@@ -32,6 +33,8 @@ class SAC(BaseModel):
     ])  # fmt: skip
     """Those that change neither speed nor memory: what was measured with others serves."""
 
+    precision: Precision = "float32"
+    """In which precision matrix products and convolutions are computed: float32, tf32 (on a GPU) or bf16."""
     batch_size: int = Field(default=512, ge=1)
     """Transitions in a batch, for each run."""
     replay_capacity: int = Field(default=1_000_000, ge=1)
