@@ -2,12 +2,13 @@
 
     python -m bench.gpu_check                       # into results/speed/, or below $OUT where that is set
     python -m bench.gpu_check --device cpu --fleet 1,2 --calls 4 --agent sac hidden_dim=32
+    python -m bench.gpu_check --fleet 1,2,4 --agent drqv2 --obs rgb
 
 It needs torch (with CUDA for a GPU), numpy, pydantic, typer and rich; PyYAML for key=value, pytest for `-m gpu` tests.
-It measures update, act and loop by fleet size on made-up environments until memory or time is out, checks that neither
-act nor update waits for the GPU, that a fleet gives what its runs give alone, runs the tests that need a GPU, prints a
-short table and writes JSON that `bench sweep plan` reads. Exit code 1 where a check fails, 2 where something is
-missing.
+It measures update, act and loop by fleet size on made-up environments until memory or time is out, and a single run in
+float32, TF32 and bfloat16 side by side; checks that neither act nor update waits for the GPU, that a fleet gives what
+its runs give alone; runs the tests that need a GPU, prints a short table and writes JSON that `bench sweep plan` reads.
+Exit code 1 where a check fails, 2 where something is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import UserError
 
 if TYPE_CHECKING:
+    from bench.envs import ObsKind
     from bench.speed import Measurement
     from bench.speed_worlds import World
 
@@ -52,6 +54,7 @@ def measure(
     device: str,
     calls: int,
     until: float,
+    obs: ObsKind = "state",
 ) -> tuple[list[Measurement], str]:
     """Fleet sizes from the smallest on, until memory or time is out. Returns them, and why it stopped.
 
@@ -63,6 +66,7 @@ def measure(
         device: as torch names it.
         calls: timed calls of each kind.
         until: on the clock of `time.monotonic`; a size is begun only if twice the time of the last one is left.
+        obs: kind of observation.
     """
     import torch
 
@@ -76,7 +80,7 @@ def measure(
             return found, f"no time was left for a fleet of {size}"
         begin = time.monotonic()
         try:
-            one = speed.measure(agent, hyperparameters, world, size, torch.device(device), calls)
+            one = speed.measure(agent, hyperparameters, world, size, torch.device(device), calls, obs)
         except torch.OutOfMemoryError:
             return found, f"no memory for a fleet of {size}"
         took_s = time.monotonic() - begin
@@ -85,7 +89,9 @@ def measure(
     return found, "all sizes were measured"
 
 
-def waits_for_device(agent: str, hyperparameters: Mapping[str, Any], world: World, device: str) -> str:
+def waits_for_device(
+    agent: str, hyperparameters: Mapping[str, Any], world: World, device: str, obs: ObsKind = "state"
+) -> str:
     """Whether act or update waits for the GPU: `none`, or the first place where it does; the action's copy is left out.
 
     CUDA's own check raises at the first operation that waits.
@@ -96,18 +102,18 @@ def waits_for_device(agent: str, hyperparameters: Mapping[str, Any], world: Worl
 
     if not device.startswith("cuda"):
         return "not checked: there is no device to wait for"
-    fleet = Fleet(agent, hyperparameters, world, 2, torch.device(device))
+    fleet = Fleet(agent, hyperparameters, world, 2, torch.device(device), obs)
     fleet.prepare()
     for _ in range(3):  # whatever is made or compiled at first may wait
         fleet.update()
         fleet.act()
-    obs = torch.from_numpy(fleet.collector.obs).to(device)
+    shown = torch.from_numpy(fleet.collector.obs).to(device)
     first = torch.from_numpy(fleet.collector.first).to(device)
     batch = fleet.replay.sample()
     torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        fleet.agent.act(obs, first, explore=True)
+        fleet.agent.act(shown, first, explore=True)
         fleet.agent.update(batch)
         fleet.replay.sample()
     except RuntimeError as error:
@@ -128,7 +134,9 @@ def _innermost(error: BaseException) -> str:
     return place
 
 
-def fleet_difference(agent: str, hyperparameters: Mapping[str, Any], world: World, device: str) -> float | None:
+def fleet_difference(
+    agent: str, hyperparameters: Mapping[str, Any], world: World, device: str, obs: ObsKind = "state"
+) -> float | None:
     """The largest difference of a parameter, or an action, between a fleet of 2 and its runs alone after an update,
     over the largest of its kind; None for an agent that is no fleet, or has no `noise` streams.
 
@@ -142,26 +150,26 @@ def fleet_difference(agent: str, hyperparameters: Mapping[str, Any], world: Worl
     if get_agent(agent).max_fleet == 1:
         return None
     on = torch.device(device)
-    fleet = Fleet(agent, hyperparameters, world, 2, on)
+    fleet = Fleet(agent, hyperparameters, world, 2, on, obs)
     fleet.prepare()
     batch = fleet.replay.sample()
-    obs, first = torch.from_numpy(fleet.collector.obs).to(on), torch.from_numpy(fleet.collector.first).to(on)
+    shown, first = torch.from_numpy(fleet.collector.obs).to(on), torch.from_numpy(fleet.collector.first).to(on)
     if not isinstance(getattr(fleet.agent, "noise", None), dict):
         return None
     states = [fleet.agent.state_dict(run) for run in range(2)]
     _own_noise(fleet.agent, [0, 1], on)
-    together = [fleet.agent.act(obs, first, explore=True)]
+    together = [fleet.agent.act(shown, first, explore=True)]
     fleet.agent.update(batch)
     largest = 0.0
     for run in range(2):
-        alone = Fleet(agent, hyperparameters, world, 1, on).agent
+        alone = Fleet(agent, hyperparameters, world, 1, on, obs).agent
         alone.load_state_dict([states[run]])
         _own_noise(alone, [run], on)
         own = {
             name: value[run : run + 1] if isinstance(value, torch.Tensor) else value
             for name, value in vars(batch).items()
         }
-        action = alone.act(obs[run : run + 1], first[run : run + 1], explore=True)
+        action = alone.act(shown[run : run + 1], first[run : run + 1], explore=True)
         alone.update(type(batch)(**own))
         largest = max(largest, float((action[0] - together[0][run]).abs().max()))
         pairs = zip(_tensors(fleet.agent.state_dict(run)["model"]), _tensors(alone.state_dict(0)["model"]), strict=True)
@@ -219,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("overrides", nargs="*", help="hyperparameters, key=value")
     parser.add_argument("--agent", default="tdmpc2")
+    parser.add_argument("--obs", help="kind of observation; the agent's first unless given")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--fleet", default=FLEETS)
     parser.add_argument("--synthetic", nargs=2, type=int, default=(24, 6), metavar=("OBS", "ACTION"))
@@ -230,30 +239,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     check_packages()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler writes between the lines of the table
-    from agents.registry import resolve_hyperparameters
-    from bench import devices, speed, speed_text
+    import torch
+
+    from agents.registry import choose_obs_kind, resolve_hyperparameters
+    from bench import devices, speed, speed_precision, speed_text
     from bench.overrides import parse_overrides
 
     until = time.monotonic() + 60 * asked.minutes
     sizes = sorted(speed_text.fleet_sizes(asked.fleet))
-    hyperparameters = resolve_hyperparameters(asked.agent, parse_overrides(asked.overrides))
+    obs: Any = choose_obs_kind(asked.agent, asked.obs)
+    hyperparameters = resolve_hyperparameters(asked.agent, parse_overrides(asked.overrides), None, obs)
     devices.prepare(asked.device, asked.threads)
     world = speed_text.world("", tuple(asked.synthetic), asked.env_ms, 0)
     print(f"{asked.agent} on {world}, {asked.device}", flush=True)  # noqa: T201
-    found, why = measure(asked.agent, hyperparameters, world, sizes, asked.device, asked.calls, until)
+    found, why = measure(asked.agent, hyperparameters, world, sizes, asked.device, asked.calls, until, obs)
+    what = asked.agent, hyperparameters, world
+    precisions = speed_precision.compare(*what, torch.device(asked.device), asked.calls, obs)
     checks: dict[str, Any] = {
         "stopped": why,
-        "waits_for_device": waits_for_device(asked.agent, hyperparameters, world, asked.device),
-        "fleet_difference": fleet_difference(asked.agent, hyperparameters, world, asked.device),
+        "waits_for_device": waits_for_device(*what, asked.device, obs),
+        "fleet_difference": fleet_difference(*what, asked.device, obs),
         "gpu_tests": run_tests() if asked.device.startswith("cuda") else "not run: no GPU was asked for",
         **summary(found),
     }
+    facts = {"checks": checks, "precisions": precisions}
     for text in [
         *(speed_text.details(found[-1]) if found else []),
+        *speed_precision.lines(precisions),
         *(f"{key}: {value}" for key, value in checks.items()),
     ]:
         print(text, flush=True)  # noqa: T201
-    print(f"written to {speed.write(found, asked.device, asked.results, {'checks': checks})}")  # noqa: T201
+    print(f"written to {speed.write(found, asked.device, asked.results, facts)}")  # noqa: T201
     failed = not checks["waits_for_device"].startswith(("none", "not")) or checks["gpu_tests"].startswith("failed")
     return int(failed or (checks["fleet_difference"] or 0.0) > FLEET_TOLERANCE)
 

@@ -55,13 +55,13 @@ def timed(call: Callable[[], Any], calls: int, device: torch.device) -> Timing:
     for _ in range(WARM_UP_CALLS + calls):
         begin = time.perf_counter()
         call()
-        _synchronise(device)
+        synchronise(device)
         times.append(1000 * (time.perf_counter() - begin))
     low, middle, high = statistics.quantiles(times[WARM_UP_CALLS:], n=4)
     return Timing(round(middle, 3), round((high - low) / 2, 3), round(times[0], 3))
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -192,14 +192,14 @@ class Fleet:
         """Agent steps per second of each run, the median of `LOOP_PARTS` parts, and half their range."""
         each = max(1, agent_steps // LOOP_PARTS)
         self.agent_step()
-        _synchronise(self.device)
+        synchronise(self.device)
         self.loop.waited_s = self.loop.stepped_s = 0.0
         rates = []
         for _ in range(LOOP_PARTS):
             begin = time.perf_counter()
             for _ in range(each):
                 self.agent_step()
-            _synchronise(self.device)
+            synchronise(self.device)
             rates.append(each * self.spec.num_envs / (time.perf_counter() - begin))
         return statistics.median(rates), (max(rates) - min(rates)) / 2
 

@@ -36,6 +36,7 @@ def on_meta(monkeypatch, spec, **overrides):
     ("spec", "overrides"),
     [
         (SPEC, {}),
+        (SPEC, {"precision": "bf16"}),
         (SPEC, {"episodic": True, "uncertainty_coef": 0.5}),
         (SPEC, {"preset": "paper", "regression": "continuous"}),
         (SPEC, {"mpc": False, "num_pi_trajs": 0, "layer_norm": False}),
