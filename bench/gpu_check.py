@@ -26,7 +26,7 @@ from bench.errors import UserError
 
 if TYPE_CHECKING:
     from bench.envs import ObsKind
-    from bench.speed import Measurement
+    from bench.speed_file import Measurement
     from bench.speed_worlds import World
 
 NEEDED = ("torch", "numpy", "pydantic", "typer", "rich")
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from agents.registry import choose_obs_kind, resolve_hyperparameters
-    from bench import devices, speed, speed_precision, speed_text
+    from bench import devices, speed_file, speed_precision, speed_text
     from bench.overrides import parse_overrides
 
     until = time.monotonic() + 60 * asked.minutes
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *(f"{key}: {value}" for key, value in checks.items()),
     ]:
         print(text, flush=True)  # noqa: T201
-    print(f"written to {speed.write(found, asked.device, asked.results, facts)}")  # noqa: T201
+    print(f"written to {speed_file.write(found, asked.device, asked.results, facts)}")  # noqa: T201
     failed = not checks["waits_for_device"].startswith(("none", "not")) or checks["gpu_tests"].startswith("failed")
     return int(failed or (checks["fleet_difference"] or 0.0) > FLEET_TOLERANCE)
 

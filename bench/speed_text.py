@@ -11,10 +11,10 @@ import torch
 import typer
 
 from agents.registry import choose_obs_kind, resolve_hyperparameters
-from bench import speed, tasks
+from bench import speed, speed_file, tasks
 from bench.devices import prepare
 from bench.errors import UserError
-from bench.speed import Measurement
+from bench.speed_file import Measurement
 from bench.speed_worlds import World
 
 SHOWN_SHARE = 0.02
@@ -86,7 +86,7 @@ def run(asked: Asked, where: World, sizes: Sequence[int], results: Path) -> Path
         typer.echo(line(one))
     for text in details(measured[-1]):
         typer.echo(text)
-    path = speed.write(measured, asked.device, results)
+    path = speed_file.write(measured, asked.device, results)
     typer.echo(f"written to {path}")
     return path
 
