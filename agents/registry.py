@@ -36,6 +36,8 @@ class AgentEntry:
     summary: str
     multitask: bool = False
     """Whether it can learn several tasks offline."""
+    pads: bool = False
+    """Whether the runs of a fleet may differ in the sizes of observations and actions: see `agents.protocol`."""
 
     def load(self) -> Any:
         """The agent class; imports torch."""
@@ -56,6 +58,7 @@ BUILT_IN = (
         max_fleet=None,
         summary="MPPI planning in the latent space of a decoder-free world model (Hansen, Su, Wang 2024)",
         multitask=True,
+        pads=True,
     ),
     AgentEntry(
         name="sac",
@@ -179,6 +182,7 @@ def _entry(name: str, path: str, agent_class: Any) -> AgentEntry:
         max_fleet=agent_class.max_fleet,
         summary=(agent_class.__doc__ or "").strip().split("\n")[0],
         multitask=getattr(agent_class, "multitask", False),
+        pads=getattr(agent_class, "pads", False),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.protocol import AgentSpec, Sizes
 from bench.envs import agents_pixels
 from bench.envs.errors import WorkerError
 from bench.envs.stepping import Pool
@@ -44,6 +45,7 @@ class Collector:
         seeds: the seed of each run.
         num_envs: N.
         episode_agent_steps: agent steps in an episode that runs to its time limit.
+        sizes: of each run of a padded fleet.
 
     Attributes:
         obs: (R, N, *obs_shape) what each environment shows now.
@@ -51,7 +53,9 @@ class Collector:
         finished: (run, return, success) of episodes that ended since it was last emptied.
     """
 
-    def __init__(self, pool: Pool, seeds: Sequence[int], num_envs: int, episode_agent_steps: int) -> None:
+    def __init__(
+        self, pool: Pool, seeds: Sequence[int], num_envs: int, episode_agent_steps: int, sizes: Sequence[Sizes] = ()
+    ) -> None:
         self.pool, self.seeds = pool, list(seeds)
         self.runs, self.num_envs, self.episode_agent_steps = len(seeds), num_envs, episode_agent_steps
         self.episode = np.zeros((self.runs, num_envs), dtype=np.int64)
@@ -60,18 +64,20 @@ class Collector:
         self.finished: list[tuple[int, float, float]] = []
         self.actions: list[list[Array]] = [[] for _ in range(self.runs * num_envs)]
         self.obs: Array = np.empty(0)
+        self._sizes = tuple(sizes)
 
     @classmethod
-    def of_runs(cls, specs: Sequence[RunSpec], workers: int, episode_agent_steps: int) -> Collector:
-        """The environments of a fleet, stepped by so many processes; 0 steps them in this one."""
+    def of_runs(cls, specs: Sequence[RunSpec], workers: int, told: AgentSpec) -> Collector:
+        """The environments of a fleet whose agent was told `told`, stepped by so many processes; 0 steps them in this
+        one."""
         from bench.envs.pool import EnvPool  # loads gymnasium, which made-up environments do without
 
         num_envs = specs[0].num_envs
         tasks = [spec.task for spec in specs for _ in range(num_envs)]
         repeats = [spec.action_repeat for spec in specs for _ in range(num_envs)]
         pixels = agents_pixels(specs[0].hyperparameters)
-        pool = EnvPool(tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, pixels=pixels)
-        return cls(pool, [spec.seed for spec in specs], num_envs, episode_agent_steps)
+        pool = EnvPool(tasks, specs[0].obs, workers, repeats, pixels=pixels, pad=bool(told.sizes))
+        return cls(pool, [spec.seed for spec in specs], num_envs, told.episode_agent_steps, told.sizes)
 
     def start(self) -> None:
         """Reset every environment to its first episode."""
@@ -127,13 +133,18 @@ class Collector:
         self.obs.reshape(-1, *self.obs.shape[2:])[ended] = fresh
 
     def state_dict(self, run: int) -> dict[str, Any]:
-        """Of one run: which episode each environment is in, and the actions taken in it."""
+        """Of one run, in its own sizes: which episode each environment is in, and the actions taken in it."""
         own = self.actions[run * self.num_envs : (run + 1) * self.num_envs]
+        size = self._sizes[run].action if self._sizes else None
+        cut = [[action[:size] for action in taken] for taken in own]
         return {
             "episode": self.episode[run].tolist(),
-            "actions": [torch.from_numpy(np.array(taken, dtype=np.float32)) for taken in own],
-            "obs": torch.from_numpy(self.obs[run].copy()),
+            "actions": [torch.from_numpy(np.array(taken, dtype=np.float32)) for taken in cut],
+            "obs": torch.from_numpy(self._own_obs(run).copy()),
         }
+
+    def _own_obs(self, run: int) -> Array:
+        return self.obs[run, :, : self._sizes[run].obs] if self._sizes else self.obs[run]
 
     def restore(self, states: Sequence[Mapping[str, Any]], replay: Replay) -> bool:
         """Play the episodes in progress again, and feed them to the replay.
@@ -142,7 +153,8 @@ class Collector:
             Whether every simulator came back to the very same observation.
         """
         self.episode = np.array([state["episode"] for state in states], dtype=np.int64)
-        self.actions = [list(taken.numpy()) for state in states for taken in state["actions"]]
+        actions = [list(taken.numpy()) for state in states for taken in state["actions"]]
+        self.actions = [[_padded(action, replay.action_size) for action in taken] for taken in actions]
         self.start()
         replay.begin(self.obs)
         lengths = np.array([len(taken) for taken in self.actions]).reshape(self.runs, self.num_envs)
@@ -160,11 +172,16 @@ class Collector:
             replay.add(self.obs, action.reshape(*lengths.shape, -1), shaped, never, never, where)
             self.returns[where] += shaped[where]
         self.first = lengths == 0
-        return bool(np.array_equal(np.stack([state["obs"].numpy() for state in states]), self.obs))
+        return all(np.array_equal(state["obs"].numpy(), self._own_obs(run)) for run, state in enumerate(states))
 
     def close(self) -> None:
         """End the environments' processes."""
         self.pool.close()
+
+
+def _padded(action: Array, size: int) -> Array:
+    """An action (A,) with zeros at its end, (size,)."""
+    return np.pad(action, (0, size - len(action)))
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ def check_class(agent_class: Any) -> None:
     kinds = agent_class.obs_kinds
     if not (isinstance(kinds, tuple) and kinds and set(kinds) <= set(OBS_KINDS)):
         raise ProtocolError(f"{name}.obs_kinds must be a tuple of some of {', '.join(OBS_KINDS)}, not {kinds!r}")
+    pads = getattr(agent_class, "pads", False)
+    if not isinstance(pads, bool):
+        raise ProtocolError(
+            f"{name}.pads must be True or False (whether runs of a fleet may differ in size), not {pads!r}"
+        )
     most = agent_class.max_fleet
     if not (most is None or (isinstance(most, int) and most >= 1)):
         raise ProtocolError(f"{name}.max_fleet must be None (any number of runs) or at least 1, not {most!r}")

@@ -14,7 +14,6 @@ from bench.envs.pool import EnvPool, WorkerError
 from bench.failures import RunsFailed
 from bench.runspec import RunSpec
 from bench.seeding import episode_seed
-from bench.tasks import get
 
 if TYPE_CHECKING:
     from agents.protocol import Agent
@@ -52,10 +51,7 @@ class Evaluator:
         tasks = [spec.task for spec in specs for _ in range(self.episodes)]
         repeats = [spec.action_repeat for spec in specs for _ in range(self.episodes)]
         pixels = agents_pixels(specs[0].hyperparameters)
-        self.pool = EnvPool(
-            tasks, obs=specs[0].obs, workers=workers, action_repeats=repeats, render=video, pixels=pixels
-        )
-        self.action_size = get(specs[0].task).action_size
+        self.pool = EnvPool(tasks, specs[0].obs, workers, action_repeats=repeats, render=video, pixels=pixels, pad=True)
         self.frames: list[list[np.ndarray]] = [[] for _ in specs]
 
     def evaluate(self, agent: Agent, device: torch.device, agent_steps: int) -> list[list[dict[str, Any]]]:
@@ -86,7 +82,7 @@ class Evaluator:
             self._film(going)
             shown = torch.from_numpy(obs.reshape(*shape, *obs.shape[1:])).to(device)
             action = agent.act(shown, torch.from_numpy(first.reshape(shape)).to(device), explore=False)
-            contract.check_action(agent, action, (*shape, self.action_size), device)
+            contract.check_action(agent, action, (*shape, self.pool.layout.action_size), device)
             chosen = action.cpu().numpy().reshape(total, -1)[going]
             contract.check_range(agent, float(np.abs(chosen).max()))
             try:

@@ -71,7 +71,7 @@ class Fleet(ABC):
         self.seeds = [spec.seed for spec in self.specs]
         self.device = torch.device(options.device)
         first = self.specs[0]
-        self.spec = agent_spec.of_run(first)
+        self.spec = agent_spec.of_fleet(self.specs)
         entry = get_agent(first.agent)
         agent_class = entry.load()
         contract.check_class(agent_class)

@@ -114,7 +114,7 @@ class Loop:
         """Actions (R, N, A) for this step: random in the seed phase, the agent's afterwards."""
         shape = (self.spec.num_envs, self.spec.action_size)
         if self.agent_steps < self.agent.seed_agent_steps:
-            return np.stack([rng.uniform(-1, 1, shape).astype(np.float32) for rng in self.rngs])
+            return self._random(shape)
         obs, first = to_device(self.collector.obs, self.device), to_device(self.collector.first, self.device)
         chosen = self.agent.act(obs, first, explore=True)
         contract.check_action(self.agent, chosen, (self.runs, *shape), self.device)
@@ -123,6 +123,14 @@ class Loop:
         for run in np.flatnonzero(~np.isfinite(action).all(axis=(1, 2))):
             self.diverged(int(run), "the agent's action is not a number")
         return np.nan_to_num(action)
+
+    def _random(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Random actions (R, N, A); each run draws as it does alone."""
+        action = np.zeros((self.runs, *shape), np.float32)
+        for run, rng in enumerate(self.rngs):
+            own = self.spec.sizes[run].action if self.spec.sizes else shape[1]
+            action[run, :, :own] = rng.uniform(-1, 1, (shape[0], own))
+        return action
 
     def _arrive(self) -> None:
         """Wait for the environments that are under way, and store what they give."""

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from agents.protocol import AgentSpec, Batch, ReplaySpec
+from agents.protocol import AgentSpec, Batch, ReplaySpec, Sizes
 from bench.errors import UserError
 from bench.replay_index import RunIndex
 from bench.replay_queue import Ints, Queue
@@ -55,6 +55,8 @@ class Replay:
         device: where the data lives and batches appear.
         frame_stack: pictures in one observation, along its first axis, the oldest first. Above 1 an episode's first
             observation holds one picture so often, and each further one drops the oldest for a new one.
+        sizes: of each run of a padded fleet. In memory, and in batches, a run's observations and actions are padded;
+            its episodes are given out and taken in in its own sizes.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Replay:
         action_size: int,
         device: torch.device,
         frame_stack: int = 1,
+        sizes: Sequence[Sizes] = (),
     ) -> None:
         self.spec = spec
         self.runs = len(seeds)
@@ -76,6 +79,7 @@ class Replay:
         # What an entry keeps of an observation.
         self.frame_shape = (obs_shape[0] // frame_stack, *obs_shape[1:]) if frame_stack > 1 else obs_shape
         self.action_size = action_size
+        self.sizes = tuple(sizes) or (Sizes(self.frame_shape[0], action_size),) * self.runs
         self.device = device
         self._indices = [RunIndex(spec, num_envs, seed) for seed in seeds]
         # The tensors grow when the first entries are needed, so that a short run never takes the whole capacity.
@@ -99,9 +103,8 @@ class Replay:
     def of_agent(cls, replay: ReplaySpec, spec: AgentSpec, seeds: Sequence[int], device: torch.device) -> Replay:
         """The empty replay of a fleet whose agent was made for `spec` and wants its batches as `replay` says."""
         dtype = np.uint8 if spec.obs_kind == "rgb" else np.float32
-        return cls(
-            replay, seeds, spec.num_envs, spec.obs_shape, dtype, spec.action_size, device, frame_stack=spec.frame_stack
-        )
+        shapes = (spec.num_envs, spec.obs_shape, dtype, spec.action_size)
+        return cls(replay, seeds, *shapes, device, frame_stack=spec.frame_stack, sizes=spec.sizes)
 
     @property
     def bytes_per_entry(self) -> int:
@@ -230,9 +233,10 @@ class Replay:
         length = int(self._indices[run].open_transitions[env])
         if length < 0:
             raise ValueError(f"no episode is in progress in environment {env} of run {run}")
+        own = self.sizes[run]
         steps = self._open_steps[run, env, 1 : length + 1].copy()
-        obs = self._open_obs[run, env, : length + 1].copy()
-        return Episode(env, obs, steps[:, :-2], steps[:, -2], steps[:, -1])
+        obs = self._open_obs[run, env, : length + 1, : own.obs].copy()
+        return Episode(env, obs, steps[:, : own.action], steps[:, -2], steps[:, -1])
 
     def pop_finished(self) -> list[tuple[int, Episode]]:
         """(run, episode) for every episode that ended since the last call, in the order of their end."""
@@ -333,9 +337,12 @@ class Replay:
         for episode in episodes:
             self._free.append(index.make_room(episode.transitions))
             slots = self._take(episode.transitions + 1)
+            own = self.sizes[run]
+            obs = np.zeros((episode.transitions + 1, *self.frame_shape), self._open_obs.dtype)
+            obs[:, : own.obs] = episode.obs
             steps = np.zeros((episode.transitions + 1, self.action_size + 2), np.float32)
-            steps[1:, :-2], steps[1:, -2], steps[1:, -1] = episode.action, episode.reward, episode.terminated
-            self._write(slots, episode.obs, steps)
+            steps[1:, : own.action], steps[1:, -2], steps[1:, -1] = episode.action, episode.reward, episode.terminated
+            self._write(slots, obs, steps)
             self._previous[slots] = np.concatenate([slots[:1], slots[:-1]])
             index.append(episode.env, slots)
         if index.finished_transitions < state["finished_transitions"]:

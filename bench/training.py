@@ -45,7 +45,7 @@ class OnlineFleet(Fleet):
         super().__init__(runs, options, sinks, monitor, interrupted)
         self.replay = Replay.of_agent(self.agent.replay, self.spec, self.seeds, self.device)
         self.logs = [ReplayLog(run.replay, check=run.guard) for run in runs]
-        self.collector = Collector.of_runs(self.specs, options.env_workers, self.spec.episode_agent_steps)
+        self.collector = Collector.of_runs(self.specs, options.env_workers, self.spec)
         self.loop = Loop(
             self.agent,
             self.spec,

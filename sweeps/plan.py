@@ -14,7 +14,7 @@ from agents import registry
 from bench import offline
 from bench.envs import agents_pixels
 from bench.runspec import RunSpec
-from sweeps import devices, sizing, state
+from sweeps import devices, padding, sizing, state
 from sweeps.expand import Sweep
 from sweeps.measured import Measurement
 from sweeps.state import RunState
@@ -28,7 +28,8 @@ STARTABLE = ("pending", "stale")
 
 @dataclass(frozen=True)
 class Fleet:
-    """Runs that train in lockstep in one process: equal but for seed and task, tasks of one domain and shape."""
+    """Runs that train in lockstep in one process: equal but for seed and task, tasks of one domain, and of one shape
+    unless they are padded."""
 
     runs: tuple[RunState, ...]
     pack: int = 1
@@ -135,14 +136,15 @@ def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement
     for run in runs:
         groups.setdefault(_lockstep_key(sweep, run.spec), []).append(run)
     fleets = []
-    for members in groups.values():
+    for members in [part for alike in groups.values() for part in _by_padding(sweep, alike)]:
         spec = members[0].spec
         size = sizing.size(
             spec, len(members), registry.get(spec.agent).max_fleet, sweep.resources, device, card, measured
         )
         count = -(-len(members) // size.fleet)
         ends = [len(members) * part // count for part in range(count + 1)]
-        fleets += [Fleet(tuple(members[a:b]), size.pack, size.why) for a, b in itertools.pairwise(ends)]
+        parts = [members[a:b] for a, b in itertools.pairwise(ends)]
+        fleets += [Fleet(tuple(part), size.pack, size.why + _padded(sweep, part)) for part in parts]
     return sorted(fleets, key=lambda fleet: fleet.pack)
 
 
@@ -159,13 +161,28 @@ def units(packs: Iterable[int]) -> int:
 def _lockstep_key(sweep: Sweep, spec: RunSpec) -> str:
     """Equal for runs that one process can train in lockstep."""
     tasks = [sweep.tasks[name] for name in spec.tasks]
-    return json.dumps(
-        [
-            spec.model_dump(exclude={"task", "seed"}),
-            [[task.obs_size, task.action_size, task.episode_agent_steps] for task in tasks],
-        ],
-        sort_keys=True,
-    )
+    if padding.is_asked(sweep.resources, spec):
+        told = [[padding.padding_class(spec, task), task.episode_agent_steps] for task in tasks]
+    else:
+        told = [[task.obs_size, task.action_size, task.episode_agent_steps] for task in tasks]
+    return json.dumps([spec.model_dump(exclude={"task", "seed"}), told], sort_keys=True)
+
+
+def _by_padding(sweep: Sweep, members: list[RunState]) -> list[list[RunState]]:
+    """Runs with one lockstep key: those that may be padded in the groups that `padding` makes, by size."""
+    if not padding.is_asked(sweep.resources, members[0].spec):
+        return [members]
+    groups = padding.split([sweep.tasks[run.spec.task] for run in members])
+    return [[run for task in group for run in members if run.spec.task == task.name] for group in groups]
+
+
+def _padded(sweep: Sweep, runs: Sequence[RunState]) -> str:
+    """What is said of a fleet of different shapes."""
+    tasks = list({run.spec.task: sweep.tasks[run.spec.task] for run in runs if run.spec.offline is None}.values())
+    if len({(task.obs_size, task.action_size) for task in tasks}) < 2:
+        return ""
+    obs_size, action_size = padding.shape(tasks)
+    return f"; padded to observations of {obs_size} and actions of {action_size} numbers"
 
 
 def replay_bytes(sweep: Sweep, spec: RunSpec) -> int:

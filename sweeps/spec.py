@@ -105,6 +105,9 @@ class Resources(Part):
     fleet: Annotated[dict[str, FleetSize], BeforeValidator(_by_name)] = Field(default={EVERY: 1})
     """Most runs of one fleet, and never more than the agent's max_fleet: one number, or numbers by agent. auto: as many
     as the GPU's memory holds."""
+    pad: bool = False
+    """Whether a fleet may hold tasks of one domain whose observations and actions differ in size, as far as the agent
+    can do it; what a run then lacks to the largest is zero, and its results are the same."""
     pack: Annotated[dict[str, Count], BeforeValidator(_by_name)] = Field(default={EVERY: 1})
     """Fleets that one slot trains side by side, each in a process of its own: one number, for the agents that cannot
     train as a fleet, or numbers by agent."""

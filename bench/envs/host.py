@@ -25,7 +25,7 @@ _ALIGN = 64  # bytes; a cache line, so that two workers never write to the same 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of the arrays that a pool shares: M environments with equal shapes."""
+    """Shapes of the arrays that a pool shares: M environments with equal shapes, or the largest of them."""
 
     num_envs: int
     obs_shape: tuple[int, ...]
@@ -66,7 +66,7 @@ class Layout:
 class Arrays:
     """One row for each environment of the pool."""
 
-    obs: NDArray[Any]  # (M, *obs_shape)
+    obs: NDArray[Any]  # (M, *obs_shape), 0 beyond what an environment has
     action: NDArray[np.float32]  # (M, A)
     reward: NDArray[np.float32]  # (M,)
     terminated: NDArray[np.bool_]  # (M,)
@@ -97,6 +97,7 @@ class EnvHost:
     def __init__(self, entries: Mapping[int, EnvEntry], obs: ObsKind, render: bool, arrays: Arrays) -> None:
         self.arrays = arrays
         self.envs: dict[int, gymnasium.Env[Any, Any]] = {}
+        self._sizes: dict[int, tuple[int | None, int]] = {}  # of a padded observation and of the action
         for index, entry in entries.items():
             try:
                 self.envs[index] = make(
@@ -108,12 +109,14 @@ class EnvHost:
                 )
             except Exception as error:
                 raise HostError(index) from error
+            self._sizes[index] = (entry.task.obs_size if obs == "state" else None, entry.task.action_size)
 
     def reset(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Start an episode in each (index, seed)."""
         for index, seed in pairs:
             try:
-                self.arrays.obs[index], _ = self.envs[index].reset(seed=seed)
+                obs, _ = self.envs[index].reset(seed=seed)
+                self.arrays.obs[index, : self._sizes[index][0]] = obs
             except Exception as error:
                 raise HostError(index) from error
 
@@ -122,10 +125,12 @@ class EnvHost:
         arrays = self.arrays
         for index in self.envs if indices is None else indices:
             try:
-                obs, reward, terminated, truncated, info = self.envs[index].step(arrays.action[index])
+                obs_size, action_size = self._sizes[index]
+                action = arrays.action[index, :action_size]
+                obs, reward, terminated, truncated, info = self.envs[index].step(action)
             except Exception as error:
                 raise HostError(index) from error
-            arrays.obs[index] = obs
+            arrays.obs[index, :obs_size] = obs
             arrays.reward[index] = reward
             arrays.terminated[index] = terminated
             arrays.truncated[index] = truncated

@@ -43,13 +43,15 @@ class EnvPool:
     for other work between them.
 
     Args:
-        tasks: one entry for each environment: a name of the task table, or a row. Shapes must be equal.
+        tasks: one entry for each environment: a name of the task table, or a row. Shapes must be equal, or `pad`.
         obs: kind of observation.
         workers: processes; 0 runs all in this one.
         action_repeats: env steps in an agent step, for each environment; the table's by default.
         render: whether `render` will be called; without it workers load MuJoCo without OpenGL, which saves memory.
         timeout_s: how long a worker may take for one command before it counts as hung.
         pixels: the pictures that obs="rgb" gives.
+        pad: whether tasks of unequal sizes are shown as those of the largest: state observations end with zeros, and
+            an environment takes as much of an action as is its own.
 
     Raises:
         UserError: tasks of unequal shapes, no environment for a task, a missing package, no way to render.
@@ -65,12 +67,13 @@ class EnvPool:
         render: bool = False,
         timeout_s: float = 120.0,
         pixels: Pixels = PAPER_PIXELS,
+        pad: bool = False,
     ) -> None:
         self.tasks = [task_table.get(task) if isinstance(task, str) else task for task in tasks]
         self.timeout_s = timeout_s
         repeats: Sequence[int | None] = action_repeats or [None] * len(self.tasks)
         entries = {i: EnvEntry(*pair, pixels) for i, pair in enumerate(zip(self.tasks, repeats, strict=True))}
-        layout = _common_layout(self.tasks, obs, pixels)
+        layout = _common_layout(self.tasks, obs, pixels, pad)
         memory = layout.allocate()
         self.layout = layout
         self._arrays = layout.arrays(memory)
@@ -248,9 +251,13 @@ class EnvPool:
         return ", ".join(f"{self.tasks[index].name} (environment {index})" for index in indices)
 
 
-def _common_layout(tasks: Sequence[Task], obs: ObsKind, pixels: Pixels) -> Layout:
+def _common_layout(tasks: Sequence[Task], obs: ObsKind, pixels: Pixels, pad: bool) -> Layout:
     if not tasks:
         raise UserError("an environment pool needs at least one task")
+    if pad and obs == "state":
+        sizes = [(task.obs_size, task.action_size) for task in tasks]
+        obs_size, action_size = (max(of) for of in zip(*sizes, strict=True))
+        return Layout(len(tasks), (obs_size,), obs_spec(tasks[0], obs, pixels)[1], action_size)
     layouts = {Layout(len(tasks), *obs_spec(task, obs, pixels), task.action_size): task.name for task in tasks}
     if len(layouts) > 1:
         shapes = "; ".join(f"{name}: obs {lay.obs_shape}, action {lay.action_size}" for lay, name in layouts.items())

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from unittest import mock
 
 import torch
@@ -26,7 +27,7 @@ from eager_tdmpc2 import EagerTDMPC2
 import agents.nn
 from agents.activations import layer_norm
 from agents.noise import Noise
-from agents.protocol import AgentSpec, Batch
+from agents.protocol import AgentSpec, Batch, Sizes
 from agents.tdmpc2 import world_model
 from agents.tdmpc2.agent import TDMPC2
 from agents.tdmpc2.hyperparameters import Hyperparameters
@@ -37,6 +38,9 @@ from bench import cpu
 WALKER = AgentSpec(
     obs_shape=(24,), obs_kind="state", action_size=6, episode_agent_steps=500, budget_agent_steps=250_000
 )
+CARTPOLE = replace(WALKER, obs_shape=(5,), action_size=1)
+# Walker, cheetah, finger-spin and cartpole.
+MIXED = replace(WALKER, sizes=(Sizes(24, 6), Sizes(17, 6), Sizes(9, 2), Sizes(5, 1)))
 CPU = torch.device("cpu")
 CALLS = ("update", "act")
 
@@ -84,28 +88,37 @@ UNDONE = {
     "first layer in parts": mock.patch.object(world_model, "_inputs", joined),
     "dropout by distances": mock.patch.object(Noise, "dropout_mask", unit_by_unit),
 }
-ALL, ORDINARY, FLEET = "all ways", "ordinary torch", "a fleet of 4"
-VARIANTS = [ALL, ORDINARY, *(f"without {way}" for way in UNDONE), FLEET]
+ALL, ORDINARY = "all ways", "ordinary torch"
+FLEETS = {"a fleet of 4": WALKER, "a padded fleet of 4": MIXED, "a fleet of 4 in cartpole's sizes": CARTPOLE}
+VARIANTS = [ALL, ORDINARY, *(f"without {way}" for way in UNDONE), *FLEETS]
+
+
+def runs_of(variant: str) -> int:
+    return 4 if variant in FLEETS else 1
 
 
 def serve(variant: str, model_size: int, threads: int) -> None:
     """Answer each line (`update` or `act`) with the time in ms that the call took."""
-    runs = 4 if variant == FLEET else 1
+    runs, spec = runs_of(variant), FLEETS.get(variant, WALKER)
+    (obs_size,), action_size = spec.obs_shape, spec.action_size
     with UNDONE.get(variant.removeprefix("without "), nullcontext()):
         if variant == ORDINARY:
             torch.set_num_threads(threads)
         else:
             cpu.prepare_cpu(threads)
-        agent = TDMPC2(WALKER, Hyperparameters(model_size=model_size), list(range(runs)), CPU)
+        agent = TDMPC2(spec, Hyperparameters(model_size=model_size), list(range(runs)), CPU)
         hp = agent.hp
         if variant == ORDINARY:
             agent = EagerTDMPC2(agent, seed=0)
         else:
             cpu.choose_matmul(agent)
         shape = (runs, hp.horizon, hp.batch_size)
-        obs = torch.randn(runs, hp.horizon + 1, hp.batch_size, 24)
-        batch = Batch(obs, torch.rand(*shape, 6) * 2 - 1, torch.randn(shape), torch.zeros(shape))
-        shown, first = torch.randn(runs, 1, 24), torch.zeros(runs, 1, dtype=torch.bool)
+        obs = torch.randn(runs, hp.horizon + 1, hp.batch_size, obs_size)
+        action, shown = torch.rand(*shape, action_size) * 2 - 1, torch.randn(runs, 1, obs_size)
+        for run, own in enumerate(spec.sizes):
+            obs[run, ..., own.obs :] = shown[run, :, own.obs :] = action[run, ..., own.action :] = 0
+        batch = Batch(obs, action, torch.randn(shape), torch.zeros(shape))
+        first = torch.zeros(runs, 1, dtype=torch.bool)
         clock = time.process_time if threads == 1 else time.perf_counter
         calls = {"update": lambda: agent.update(batch), "act": lambda: agent.act(shown, first, True)}
         for line in sys.stdin:
@@ -150,14 +163,14 @@ def measure(variants: list[str], rounds: int, options: list[str]) -> dict[tuple[
 
 
 def table(variants: list[str], times: dict[tuple[str, str], list[float]]) -> str:
-    """Medians, and the ratio of each variant to the first in the same round (of a fleet: for each run)."""
+    """Medians, and the ratio of each variant to the first in the same round (for each run)."""
     lines = ["| variant | update, ms | ratio | act, ms | ratio |", "|---|--:|--:|--:|--:|"]
     for variant in variants:
         cells = []
         for call in CALLS:
-            runs = 4 if variant == FLEET else 1
             own = times[variant, call]
-            ratios = [a / runs / b for a, b in zip(own, times[variants[0], call], strict=True)]
+            ratio = runs_of(variants[0]) / runs_of(variant)
+            ratios = [ratio * a / b for a, b in zip(own, times[variants[0], call], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
             cells += [f"{statistics.median(own):.0f}", f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
         lines.append(f"| {variant} | {' | '.join(cells)} |")

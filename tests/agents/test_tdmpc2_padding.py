@@ -185,3 +185,22 @@ def test_in_float32_a_padded_run_is_as_near_as_in_any_fleet():
 def test_what_cannot_be_padded_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make(replace(PADDED, **({"sizes": SIZES[:2]} | changes)), SEEDS[:2])
+
+
+@pytest.mark.parametrize("mpc", [True, False])
+def test_numbers_drawn_for_what_a_run_lacks_are_masked(mpc):
+    """As on a GPU, where one generator draws for the whole fleet in the largest size."""
+    fleet, _ = pair(mpc=mpc)
+    for noise in fleet.noise.values():
+        noise.sizes = ()
+    lacks = fleet.model.padding.context.action_mask == 0  # (R, 1, A)
+    for explore in (True, False):
+        action = fleet.act(together(inputs(0, 2), 5), torch.zeros(3, 2, dtype=torch.bool), explore)
+        assert (action[lacks.expand(-1, 2, -1)] == 0).all()
+        assert (action[~lacks.expand(-1, 2, -1)] != 0).all()
+    for _ in range(2):
+        fleet.update(padded_batch(batches(0)))
+    for run in range(3):
+        for name, part in fleet.model.state_dict().items():
+            own = part.chunk(3)[run]
+            assert own.count_nonzero() == fleet.model.padding.cut(name, own, run).count_nonzero(), name

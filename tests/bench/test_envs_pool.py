@@ -169,6 +169,23 @@ def test_misuse_is_refused_and_does_no_harm(workers: int) -> None:
     pool.close()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unequal_shapes_are_padded_where_asked(workers: int) -> None:
+    """Each environment shows what it shows alone, and takes the first dimensions of an action."""
+    names, seeds = ["cartpole-balance", "cup-catch"], [5, 6]
+    with EnvPool(names, workers=workers, pad=True) as pool:
+        assert (pool.layout.obs_shape, pool.layout.action_size) == ((8,), 2)
+        together = [pool.reset(range(2), seeds), *(result.obs for result in steps(pool, 5))]
+    actions = np.random.default_rng(0).uniform(-1, 1, (5, 2, 2)).astype(np.float32)
+    for index, (name, size, action_size) in enumerate(zip(names, (5, 8), (1, 2), strict=True)):
+        with EnvPool([name]) as pool:
+            alone = [pool.reset([0], [seeds[index]])[0]]
+            alone += [pool.step(action[None, index, :action_size]).obs[0] for action in actions]
+        for own, padded in zip(alone, together, strict=True):
+            assert (padded[index, :size] == own).all()
+            assert (padded[index, size:] == 0).all()
+
+
 def test_unequal_shapes_are_refused() -> None:
     with pytest.raises(UserError, match=r"need equal shapes.*walker-run: obs \(24,\), action 6; dog-run: obs \(223,\)"):
         EnvPool(["walker-run", "dog-run"])

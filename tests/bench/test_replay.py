@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.protocol import ReplaySpec
+from agents.protocol import ReplaySpec, Sizes
 from bench.errors import UserError
 from bench.replay import Replay
 
@@ -266,3 +266,37 @@ def test_what_cannot_be_done_is_said():
         replay.add(*step)
     with pytest.raises(UserError, match="raise the agent's replay capacity"):
         replay.add(*step)
+
+
+def test_padded_runs_are_given_out_and_taken_in_in_their_own_sizes():
+    """In memory and in batches they are padded with zeros; a run's draws are those that it has alone."""
+    sizes, rng = (Sizes(3, 1), Sizes(2, 2)), np.random.default_rng(0)
+    replay_spec = spec(batch_size=16)
+    fleet = Replay(replay_spec, (1, 2), 1, (3,), np.float32, 2, CPU, sizes=sizes)
+    alone = [Replay(replay_spec, (1 + run,), 1, (o.obs,), np.float32, o.action, CPU) for run, o in enumerate(sizes)]
+    obs, action = rng.normal(size=(9, 2, 1, 3)).astype(np.float32), rng.normal(size=(8, 2, 1, 2)).astype(np.float32)
+    for run, own in enumerate(sizes):
+        obs[:, run, :, own.obs :] = action[:, run, :, own.action :] = 0
+    fleet.begin(obs[0])
+    for run, own in enumerate(sizes):
+        alone[run].begin(obs[0, run : run + 1, :, : own.obs])
+    for t in range(8):
+        reward, end = np.full((2, 1), t), np.full((2, 1), t == 7)
+        fleet.add(obs[t + 1], action[t], reward, end, end)
+        for run, own in enumerate(sizes):
+            mine = slice(run, run + 1)
+            taken = action[t, mine, :, : own.action]
+            alone[run].add(obs[t + 1, mine, :, : own.obs], taken, reward[mine], end[mine], end[mine])
+    resumed = Replay(replay_spec, (1, 2), 1, (3,), np.float32, 2, CPU, sizes=sizes)
+    for run, episode in fleet.pop_finished():
+        ((_, own_episode),) = alone[run].pop_finished()
+        for name, value in vars(own_episode).items():
+            assert np.array_equal(getattr(episode, name), value), name
+        resumed.load(run, alone[run].state_dict(0), [own_episode])
+    singles = [single.sample() for single in alone]
+    for batch in (fleet.sample(), resumed.sample()):
+        for run, own in enumerate(sizes):
+            assert torch.equal(batch.obs[run, ..., : own.obs], singles[run].obs[0])
+            assert torch.equal(batch.action[run, ..., : own.action], singles[run].action[0])
+            assert (batch.obs[run, ..., own.obs :] == 0).all()
+            assert (batch.action[run, ..., own.action :] == 0).all()
