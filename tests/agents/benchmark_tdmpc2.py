@@ -88,9 +88,9 @@ UNDONE = {
     "first layer in parts": mock.patch.object(world_model, "_inputs", joined),
     "dropout by distances": mock.patch.object(Noise, "dropout_mask", unit_by_unit),
 }
-ALL, ORDINARY = "all ways", "ordinary torch"
+ALL, ORDINARY, BF16 = "all ways", "ordinary torch", "all ways, precision=bf16"
 FLEETS = {"a fleet of 4": WALKER, "a padded fleet of 4": MIXED, "a fleet of 4 in cartpole's sizes": CARTPOLE}
-VARIANTS = [ALL, ORDINARY, *(f"without {way}" for way in UNDONE), *FLEETS]
+VARIANTS = [ALL, ORDINARY, *(f"without {way}" for way in UNDONE), *FLEETS, BF16]
 
 
 def runs_of(variant: str) -> int:
@@ -106,7 +106,8 @@ def serve(variant: str, model_size: int, threads: int) -> None:
             torch.set_num_threads(threads)
         else:
             cpu.prepare_cpu(threads)
-        agent = TDMPC2(spec, Hyperparameters(model_size=model_size), list(range(runs)), CPU)
+        hyperparameters = Hyperparameters(model_size=model_size, precision="bf16" if variant == BF16 else "float32")
+        agent = TDMPC2(spec, hyperparameters, list(range(runs)), CPU)
         hp = agent.hp
         if variant == ORDINARY:
             agent = EagerTDMPC2(agent, seed=0)
