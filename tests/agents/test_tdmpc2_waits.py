@@ -19,8 +19,8 @@ RUNS, N, B, H = 2, 3, 6, 3
 class MetaNoise(Noise):
     """There is no generator for the meta device; the draws are otherwise those of a GPU."""
 
-    def __init__(self, seeds, stream, device):
-        self.runs, self.device, self.generators = len(seeds), device, [None]
+    def __init__(self, seeds, stream, device, sizes=()):
+        self.runs, self.device, self.sizes, self.generators = len(seeds), device, sizes, [None]
 
 
 def on_meta(monkeypatch, spec, **overrides):
