@@ -22,7 +22,7 @@ from analysis.tables import Failure
 from bench import atomic
 from bench.errors import UserError
 from bench.rundir import RunDir
-from bench.runspec import RunSpec
+from bench.runspec import RunSpec, decisive
 from bench.schema import EVAL_CSV, OFFLINE_EVAL_CSV
 from bench.tasks import get as get_task
 
@@ -256,8 +256,8 @@ def _read_regular(path: Path, columns: Sequence[str], key: Sequence[str], tasks:
 
 
 def _configuration_key(spec: RunSpec) -> str:
-    names = ("agent", "variant", "obs", "hyperparameters", "num_envs", "eval_episodes")
-    return json.dumps({name: getattr(spec, name) for name in names}, sort_keys=True)
+    facts = {name: getattr(spec, name) for name in ("agent", "variant", "obs", "num_envs", "eval_episodes")}
+    return json.dumps({**facts, "hyperparameters": decisive(spec.hyperparameters)}, sort_keys=True)
 
 
 def _gpu_h(attempt: dict[str, Any], wall_s: float | None) -> float | None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MULTITASK = "multitask"
 """Stands for the domain of a run that learns several tasks."""
+
+ADDED_LATER: Mapping[str, Any] = MappingProxyType({"precision": "float32"})
+"""Hyperparameters that agents got later, with the value at which a run is what it was before."""
+
+
+def decisive(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters without those added later that change nothing: equal for runs of before and of now."""
+    return {key: value for key, value in hyperparameters.items() if (key, value) not in ADDED_LATER.items()}
 
 
 class OfflineSpec(BaseModel):
@@ -93,9 +103,9 @@ class RunSpec(BaseModel):
     @property
     def hash(self) -> str:
         """Ten hexadecimal digits of SHA-256 over what decides the result."""
-        decisive: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "agent": self.agent,
-            "hyperparameters": self.hyperparameters,
+            "hyperparameters": decisive(self.hyperparameters),
             "task": self.task,
             "obs": self.obs,
             "seed": self.seed,
@@ -103,10 +113,10 @@ class RunSpec(BaseModel):
             "action_repeat": self.action_repeat,
         }
         if self.init is not None:  # left out where there is none, so that older runs keep their hash
-            decisive["init"] = self.init.model_dump(include={"sha256", "embedding"})
+            facts["init"] = self.init.model_dump(include={"sha256", "embedding"})
         if self.offline is not None:
-            decisive |= {"tasks": self.offline.tasks, "dataset": self.offline.dataset}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
+            facts |= {"tasks": self.offline.tasks, "dataset": self.offline.dataset}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def run_id(self) -> str:

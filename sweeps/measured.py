@@ -20,7 +20,7 @@ from typing import Any
 from agents import registry
 from bench.errors import UserError
 from bench.rundir import RunDir
-from bench.runspec import RunSpec
+from bench.runspec import RunSpec, decisive
 from bench.tasks import tasks
 
 
@@ -66,8 +66,8 @@ class Measurement:
 def _configuration(of: Measurement | RunSpec) -> str:
     offline = of.tasks if isinstance(of, Measurement) else of.offline.tasks if of.offline else ()
     free = registry.free_hyperparameters(of.agent)
-    decisive = {key: value for key, value in of.hyperparameters.items() if key not in free}
-    return json.dumps([of.agent, decisive, of.obs, of.num_envs, offline], sort_keys=True)
+    own = {key: value for key, value in decisive(of.hyperparameters).items() if key not in free}
+    return json.dumps([of.agent, own, of.obs, of.num_envs, offline], sort_keys=True)
 
 
 def by_configuration(measurements: Iterable[Measurement]) -> Callable[[RunSpec], list[Measurement]]:

@@ -198,6 +198,8 @@ class SlurmCluster:
         """Until slurmctld has written down what its jobs do now, which it does some seconds late. Killed before, it
         takes a job that runs for one that waits, and holds it."""
         asked = time.time()
+        for job in set(self.run("squeue", "-h", "-o", "%A").stdout.split()):
+            self.run("scontrol", "update", f"JobId={job}", "Comment=saved")  # else nothing more may be written
         self._wait("saved jobs", lambda: (self.folder / "state" / "job_state").stat().st_mtime > asked)
 
     def kill(self, name: str) -> None:

@@ -18,6 +18,7 @@ from analysis.report import write_report
 from analysis.tables import load_tables, write_tables
 from bench import offline
 from bench.rundir import RunDir
+from bench.runspec import decisive
 from bench.schema import EVALS, RUNS
 from bench.tasks import get
 from sweeps import expand
@@ -170,7 +171,7 @@ def test_the_committed_run_learned_with_the_settings_of_its_sweep() -> None:
     sweep = expand.load(root / "sweeps" / "multitask-small.yaml")
     (run,) = sweep.runs
     (configuration,) = (one for one in tables.configurations if set(one.tasks) == set(run.tasks))
-    assert configuration.hyperparameters == run.hyperparameters
+    assert decisive(configuration.hyperparameters) == decisive(run.hyperparameters)
     evals = offline_analysis.evaluations(tables)
     curve = offline_analysis.score_curves(evals[evals["tasks"] == run.task], 100)
     scores = curve[curve["seed"] == "mean"]["score"].tolist()

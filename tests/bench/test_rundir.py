@@ -77,6 +77,8 @@ def test_runs_of_before_keep_their_hash() -> None:
     row = get("walker-walk")
     one = spec(agent="tdmpc2", hyperparameters=resolve_hyperparameters("tdmpc2", {}, row), task=row.name)
     assert one.run_id == "tdmpc2/walker-walk/seed1-9dee844498"
+    other = resolve_hyperparameters("tdmpc2", {"precision": "bf16"}, row)
+    assert spec(agent="tdmpc2", hyperparameters=other, task=row.name).hash != one.hash
 
 
 def offline(**changes: object) -> RunSpec:
