@@ -171,16 +171,8 @@ def locked(path: Path) -> Iterator[None]:
     A lock is stale, and removed, as in `RunLock`; without a heartbeat, its own age counts, so nothing that takes as
     long as `STALE_AFTER_S` may be done under it.
     """
-    me = Holder(Process.current(), uuid.uuid4().hex, job_id())
-    while not _make(path, me):
-        holder = _read(path)
-        if holder is None or _moment_gone(path, holder):
-            _take_away(path, functools.partial(operator.eq, holder))
-        time.sleep(LOCK_POLL_S)
-    try:
+    with _held(path, lambda holder: None):
         yield
-    finally:
-        _give_back(path, me)
 
 
 @contextlib.contextmanager
@@ -197,15 +189,28 @@ def claimed(path: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: another live process holds it.
     """
+
+    def refuse(holder: Holder) -> None:
+        owner = holder.process
+        raise UserError(
+            f"{what} by process {owner.pid} on {owner.host}: wait for it, or end that process (lock {path})"
+        )
+
+    with _held(path, refuse):
+        yield
+
+
+@contextlib.contextmanager
+def _held(path: Path, taken: Callable[[Holder], None]) -> Iterator[None]:
+    """Hold a lock; `taken` is told of a live holder each time that it is found taken."""
     me = Holder(Process.current(), uuid.uuid4().hex, job_id())
     while not _make(path, me):
         holder = _read(path)
-        if holder is not None and not _moment_gone(path, holder):
-            owner = holder.process
-            raise UserError(
-                f"{what} by process {owner.pid} on {owner.host}: wait for it, or end that process (lock {path})"
-            )
-        _take_away(path, functools.partial(operator.eq, holder))
+        if holder is None or _moment_gone(path, holder):
+            _take_away(path, functools.partial(operator.eq, holder))
+        else:
+            taken(holder)
+        time.sleep(LOCK_POLL_S)
     try:
         yield
     finally:

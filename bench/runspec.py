@@ -102,7 +102,7 @@ class RunSpec(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Ten hexadecimal digits of SHA-256 over what decides the result."""
+        """Ten hexadecimal digits of SHA-256 over what decides the result; see `decisive`."""
         facts: dict[str, Any] = {
             "agent": self.agent,
             "hyperparameters": decisive(self.hyperparameters),
