@@ -212,6 +212,24 @@ class Scheduled(Protocol):
 
 
 @runtime_checkable
+class Capturable(Protocol):
+    """An agent whose `act` and `update` can be recorded as CUDA graphs and replayed (`bench.cuda_graphs`): optional.
+
+    Whatever they change is a tensor that they change in place; they depend on nothing else that changes from call to
+    call, such as counts and schedules held in Python; they never wait for the device, and draw from `generators` only.
+    `load_state_dict` may put other tensors in place. Draws from replay are not prioritised.
+    """
+
+    def generators(self) -> Sequence[torch.Generator]:
+        """Every random generator that they draw from."""
+        ...
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Every optimiser that `update` steps."""
+        ...
+
+
+@runtime_checkable
 class Observing(Protocol):
     """An agent that also follows its training environments in order, for running statistics: optional."""
 

@@ -36,6 +36,8 @@ class AgentEntry:
     summary: str
     multitask: bool = False
     """Whether it can learn several tasks offline."""
+    capturable: bool = False
+    """Whether acting and updating can be recorded as CUDA graphs: see `agents.protocol.Capturable`."""
     pads: bool = False
     """Whether the runs of a fleet may differ in the sizes of observations and actions: see `agents.protocol`."""
 
@@ -58,6 +60,7 @@ BUILT_IN = (
         max_fleet=None,
         summary="MPPI planning in the latent space of a decoder-free world model (Hansen, Su, Wang 2024)",
         multitask=True,
+        capturable=True,
         pads=True,
     ),
     AgentEntry(
@@ -182,6 +185,7 @@ def _entry(name: str, path: str, agent_class: Any) -> AgentEntry:
         max_fleet=agent_class.max_fleet,
         summary=(agent_class.__doc__ or "").strip().split("\n")[0],
         multitask=getattr(agent_class, "multitask", False),
+        capturable=all(callable(getattr(agent_class, member, None)) for member in ("generators", "optimizers")),
         pads=getattr(agent_class, "pads", False),
     )
 

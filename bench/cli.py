@@ -96,6 +96,9 @@ def speed_command(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
     calls: Annotated[int, typer.Option(min=4, help="Timed calls of each kind, and agent steps of the loop.")] = 20,
     profile: Annotated[bool, typer.Option(help="Say where the time goes.")] = True,
+    graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On a GPU: record update and act as CUDA graphs.")
+    ] = False,
     results: Annotated[Path, typer.Option(help="Writes speed/<machine>.json below, for `bench sweep plan`.")] = Path(
         "results"
     ),
@@ -107,5 +110,5 @@ def speed_command(
 
     sizes = speed_text.fleet_sizes(fleet)
     changed = parse_overrides(overrides or []) | ({} if model_size is None else {"model_size": model_size})
-    asked = speed_text.Asked(agent, changed, obs, num_envs, device, threads, calls, profile)
+    asked = speed_text.Asked(agent, changed, obs, num_envs, device, threads, calls, profile, graphs)
     speed_text.run(asked, speed_text.world(task, synthetic, env_ms, env_workers), sizes, results)

@@ -16,7 +16,7 @@ import torch
 
 from agents.protocol import Agent
 from agents.registry import get as get_agent
-from bench import agent_spec, checkpoint, contract
+from bench import agent_spec, checkpoint, contract, cuda_graphs
 from bench.cpu import choose_matmul
 from bench.errors import UserError
 from bench.evaluation import Evaluator
@@ -44,6 +44,8 @@ class TrainOptions:
     sinks: tuple[str, ...] = ()
     pack: int = 1
     """Workers that share this one's device, itself included: noted with the speed that it had."""
+    cuda_graphs: bool = False
+    """Record acting and updating as CUDA graphs, if the agent allows it."""
 
 
 class Fleet(ABC):
@@ -79,6 +81,8 @@ class Fleet(ABC):
         self.agent: Agent = agent_class(self.spec, hyperparameters, self.seeds, self.device)
         contract.check_instance(self.agent)
         choose_matmul(self.agent)
+        if options.cuda_graphs and entry.capturable:
+            cuda_graphs.attach(self.agent)
         self.failures: dict[int, BaseException] = {}
         self.evaluated_at = -1
         """Where on the runs' clock the last evaluation was; -1 before the first."""

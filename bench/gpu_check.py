@@ -5,9 +5,10 @@
     python -m bench.gpu_check --fleet 1,2,4 --agent drqv2 --obs rgb
 
 It needs torch (with CUDA for a GPU), numpy, pydantic, typer and rich; PyYAML for key=value, pytest for `-m gpu` tests.
-It measures update, act and loop by fleet size on made-up environments until memory or time is out, and a single run in
-float32, TF32 and bfloat16 side by side; checks that neither act nor update waits for the GPU, that a fleet gives what
-its runs give alone; runs the tests that need a GPU, prints a short table and writes JSON that `bench sweep plan` reads.
+It measures update, act and loop by fleet size on made-up environments until memory or time is out, with --cuda-graphs
+recorded; a single run in float32, TF32 and bfloat16, each plain and with CUDA graphs, side by side. It checks that
+neither act nor update waits for the GPU, that a fleet gives what its runs give alone and CUDA graphs what plain calls
+give, runs the tests that need a GPU, prints a short table and writes JSON that `bench sweep plan` reads.
 Exit code 1 where a check fails, 2 where something is missing.
 """
 
@@ -55,6 +56,7 @@ def measure(
     calls: int,
     until: float,
     obs: ObsKind = "state",
+    graphs: bool = False,
 ) -> tuple[list[Measurement], str]:
     """Fleet sizes from the smallest on, until memory or time is out. Returns them, and why it stopped.
 
@@ -67,6 +69,7 @@ def measure(
         calls: timed calls of each kind.
         until: on the clock of `time.monotonic`; a size is begun only if twice the time of the last one is left.
         obs: kind of observation.
+        graphs: whether they are recorded as CUDA graphs.
     """
     import torch
 
@@ -80,7 +83,7 @@ def measure(
             return found, f"no time was left for a fleet of {size}"
         begin = time.monotonic()
         try:
-            one = speed.measure(agent, hyperparameters, world, size, torch.device(device), calls, obs)
+            one = speed.measure(agent, hyperparameters, world, size, torch.device(device), calls, obs, graphs=graphs)
         except torch.OutOfMemoryError:
             return found, f"no memory for a fleet of {size}"
         took_s = time.monotonic() - begin
@@ -134,64 +137,6 @@ def _innermost(error: BaseException) -> str:
     return place
 
 
-def fleet_difference(
-    agent: str, hyperparameters: Mapping[str, Any], world: World, device: str, obs: ObsKind = "state"
-) -> float | None:
-    """The largest difference of a parameter, or an action, between a fleet of 2 and its runs alone after an update,
-    over the largest of its kind; None for an agent that is no fleet, or has no `noise` streams.
-
-    On a GPU a fleet draws its noise at once. Here it gets a generator for each run, and a run alone the same one.
-    """
-    import torch
-
-    from agents.registry import get as get_agent
-    from bench.speed import Fleet
-
-    if get_agent(agent).max_fleet == 1:
-        return None
-    on = torch.device(device)
-    fleet = Fleet(agent, hyperparameters, world, 2, on, obs)
-    fleet.prepare()
-    batch = fleet.replay.sample()
-    shown, first = torch.from_numpy(fleet.collector.obs).to(on), torch.from_numpy(fleet.collector.first).to(on)
-    if not isinstance(getattr(fleet.agent, "noise", None), dict):
-        return None
-    states = [fleet.agent.state_dict(run) for run in range(2)]
-    _own_noise(fleet.agent, [0, 1], on)
-    together = [fleet.agent.act(shown, first, explore=True)]
-    fleet.agent.update(batch)
-    largest = 0.0
-    for run in range(2):
-        alone = Fleet(agent, hyperparameters, world, 1, on, obs).agent
-        alone.load_state_dict([states[run]])
-        _own_noise(alone, [run], on)
-        own = {
-            name: value[run : run + 1] if isinstance(value, torch.Tensor) else value
-            for name, value in vars(batch).items()
-        }
-        action = alone.act(shown[run : run + 1], first[run : run + 1], explore=True)
-        alone.update(type(batch)(**own))
-        largest = max(largest, float((action[0] - together[0][run]).abs().max()))
-        pairs = zip(_tensors(fleet.agent.state_dict(run)["model"]), _tensors(alone.state_dict(0)["model"]), strict=True)
-        largest = max(largest, *(_relative(one, other) for one, other in pairs))
-    return largest
-
-
-def _own_noise(agent: Any, runs: Sequence[int], device: Any) -> None:
-    import torch
-
-    for stream in agent.noise.values():
-        stream.generators = [torch.Generator(device=device).manual_seed(1000 + run) for run in runs]
-
-
-def _tensors(state: Any) -> list[Any]:
-    return [value for value in state.values() if value.is_floating_point()]
-
-
-def _relative(one: Any, other: Any) -> float:
-    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-3))
-
-
 def run_tests() -> str:
     """The tests that need a GPU, in a process of their own; what pytest says at the end."""
     import subprocess
@@ -232,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fleet", default=FLEETS)
     parser.add_argument("--synthetic", nargs=2, type=int, default=(24, 6), metavar=("OBS", "ACTION"))
     parser.add_argument("--env-ms", type=float, default=1.0, help="what an agent step of the environments takes")
+    parser.add_argument("--cuda-graphs", action="store_true", help="record the fleets that are measured by size")
     parser.add_argument("--calls", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=4.0, help="for the measurement; the checks come on top")
@@ -242,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     from agents.registry import choose_obs_kind, resolve_hyperparameters
-    from bench import devices, speed_file, speed_precision, speed_text
+    from bench import devices, equality, speed_file, speed_text, speed_variants
     from bench.overrides import parse_overrides
 
     until = time.monotonic() + 60 * asked.minutes
@@ -252,31 +198,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     devices.prepare(asked.device, asked.threads)
     world = speed_text.world("", tuple(asked.synthetic), asked.env_ms, 0)
     print(f"{asked.agent} on {world}, {asked.device}", flush=True)  # noqa: T201
-    found, why = measure(asked.agent, hyperparameters, world, sizes, asked.device, asked.calls, until, obs)
     what = asked.agent, hyperparameters, world
-    precisions = speed_precision.compare(*what, torch.device(asked.device), asked.calls, obs)
+    found, why = measure(*what, sizes, asked.device, asked.calls, until, obs, asked.cuda_graphs)
+    device = torch.device(asked.device)
+    ways = speed_variants.compare(*what, device, asked.calls, obs)
+    fleet_difference = equality.fleet_difference(*what, device, obs)
+    graphs_difference, noise = equality.graphs_difference(*what, device, obs)
     checks: dict[str, Any] = {
         "stopped": why,
         "waits_for_device": waits_for_device(*what, asked.device, obs),
-        "fleet_difference": fleet_difference(*what, asked.device, obs),
+        "fleet_difference": fleet_difference,
+        "cuda_graphs_difference": graphs_difference,
+        "difference_of_equal_plain_agents": noise,
         "gpu_tests": run_tests() if asked.device.startswith("cuda") else "not run: no GPU was asked for",
         **summary(found),
     }
-    facts = {"checks": checks, "precisions": precisions}
+    facts = {"checks": checks, "ways": ways}
     for text in [
         *(speed_text.details(found[-1]) if found else []),
-        *speed_precision.lines(precisions),
+        *speed_variants.lines(ways),
         *(f"{key}: {value}" for key, value in checks.items()),
     ]:
         print(text, flush=True)  # noqa: T201
     print(f"written to {speed_file.write(found, asked.device, asked.results, facts)}")  # noqa: T201
     failed = not checks["waits_for_device"].startswith(("none", "not")) or checks["gpu_tests"].startswith("failed")
-    return int(failed or (checks["fleet_difference"] or 0.0) > FLEET_TOLERANCE)
+    failed = failed or (fleet_difference or 0.0) > TOLERANCE
+    return int(failed or (graphs_difference or 0.0) > max(TOLERANCE, 10 * (noise or 0.0)))
 
 
-FLEET_TOLERANCE = 2e-3
-"""Of a fleet to its runs alone. Adam's first step moves a parameter by the learning rate whatever its gradient's size,
-so the last digit of a gradient near 0 shows; a real mistake is a hundred times larger."""
+TOLERANCE = 2e-3
+"""Of a fleet to its runs alone, and of CUDA graphs to plain calls. Adam's first step moves a parameter by the learning
+rate whatever its gradient's size, so the last digit of a gradient near 0 shows; a real mistake is a hundred times
+larger."""
 
 
 if __name__ == "__main__":

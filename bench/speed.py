@@ -19,7 +19,7 @@ import torch
 
 from agents.protocol import Agent, AgentSpec, Scheduled
 from agents.registry import get as get_agent
-from bench import speed_profile
+from bench import cuda_graphs, speed_profile
 from bench.collector import Collector
 from bench.cpu import choose_matmul
 from bench.envs import ObsKind
@@ -30,7 +30,8 @@ from bench.speed_file import Measurement, Timing
 from bench.speed_worlds import World
 from bench.transfer import to_device
 
-WARM_UP_CALLS = 3
+WARM_UP_CALLS = cuda_graphs.WARM_UP_CALLS + 1
+"""With CUDA graphs the last of them records."""
 REPLAY_EPISODES = 2
 PROFILED_CALLS = 3
 LOOP_PARTS = 4
@@ -66,6 +67,7 @@ class Fleet:
         device: torch.device,
         obs: ObsKind = "state",
         num_envs: int = 1,
+        graphs: bool = False,
     ) -> None:
         entry = get_agent(agent_name)
         if entry.max_fleet is not None and runs > entry.max_fleet:
@@ -75,6 +77,8 @@ class Fleet:
         self.device, self.runs = device, runs
         self.agent: Agent = entry.load()(self.spec, entry.hyperparameters_model()(**hyperparameters), seeds, device)
         choose_matmul(self.agent)
+        if graphs:
+            cuda_graphs.attach(self.agent)
         self.replay = Replay.of_agent(self.agent.replay, self.spec, seeds, device)
         self.pool = world.pool(self.spec, hyperparameters, runs)
         self.collector = Collector(self.pool, seeds, num_envs, self.spec.episode_agent_steps)
@@ -151,6 +155,7 @@ def measure(
     obs: ObsKind = "state",
     num_envs: int = 1,
     profile: bool = True,
+    graphs: bool = False,
 ) -> Measurement:
     """Measure one fleet.
 
@@ -164,12 +169,13 @@ def measure(
         obs: kind of observation.
         num_envs: N, of each run.
         profile: whether to say where the time goes.
+        graphs: whether acting and updating are recorded as CUDA graphs.
 
     Raises:
-        UserError: the agent cannot train so many runs as a fleet.
+        UserError: the agent cannot train so many runs as a fleet, or cannot be recorded.
     """
     _reset_peaks(device)
-    fleet = Fleet(agent_name, hyperparameters, world, runs, device, obs, num_envs)
+    fleet = Fleet(agent_name, hyperparameters, world, runs, device, obs, num_envs, graphs)
     try:
         fleet.prepare()
         update, act = timed(fleet.update, calls, device), timed(fleet.act, calls, device)
@@ -205,6 +211,7 @@ def measure(
         peak_gpu_gb=peak_gpu_gb,
         threads=torch.get_num_threads(),
         profile=profiles,
+        cuda_graphs=graphs,
     )
 
 

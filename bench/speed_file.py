@@ -58,6 +58,8 @@ class Measurement:
     threads: int
     profile: dict[str, dict[str, float]] = field(default_factory=dict)
     """Share of each kind of operations in the time of an update and of an act."""
+    cuda_graphs: bool = False
+    """Whether update and act were recorded as CUDA graphs; their first calls are then plain ones."""
 
     def first_s(self, what: Literal["update", "act"]) -> float:
         """Seconds that the first call took."""
@@ -94,7 +96,8 @@ def write(
 
     def what(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(
-            row.get(key) for key in ("agent", "hyperparameters", "task", "synthetic", "obs", "num_envs", "fleet")
+            row.get(key, False)
+            for key in ("agent", "hyperparameters", "task", "synthetic", "obs", "num_envs", "fleet", "cuda_graphs")
         )
 
     kept = [row for row in before["measurements"] if what(row) not in [what(other) for other in new]]

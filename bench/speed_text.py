@@ -33,6 +33,7 @@ class Asked:
     threads: int
     calls: int
     profile: bool
+    graphs: bool = False
 
 
 def fleet_sizes(text: str) -> list[int]:
@@ -81,6 +82,7 @@ def run(asked: Asked, where: World, sizes: Sequence[int], results: Path) -> Path
             kind,
             asked.num_envs,
             asked.profile,
+            asked.graphs,
         )
         measured.append(one)
         typer.echo(line(one))

@@ -40,6 +40,9 @@ def train_command(
     video: Annotated[bool, typer.Option(help="An mp4 of one episode of each evaluation.")] = False,
     keep_replay: Annotated[bool, typer.Option(help="Keep the replay, so that the run can be extended later.")] = False,
     sink: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")] = None,
+    graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On a GPU: record acting and updating, and replay them.")
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(help="Learn offline, several tasks at once: a data set that `bench data convert` made."),
@@ -62,6 +65,8 @@ def train_command(
     from bench.tasks import get as get_task
 
     changed = parse_overrides(overrides or [])
+    if graphs:
+        _check_graphs(agent, device)
     if data is None:
         _refuse("learning offline, with --data", {"--updates": updates, "--eval-every-updates": eval_every_updates})
         spec = _online(
@@ -94,10 +99,21 @@ def train_command(
         typer.echo(f"done already: {run.path}")
         return
     typer.echo(f"run {run.path}")
-    code = main([run.path], _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink))
+    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, graphs=graphs)
+    code = main([run.path], options)
     if code == EXIT_INTERRUPTED:
         typer.echo("stopped at a checkpoint: the same command goes on from there")
     raise typer.Exit(code)
+
+
+def _check_graphs(agent: str, device: str) -> None:
+    from agents import registry
+
+    if not device.startswith("cuda"):
+        raise UserError(f"--cuda-graphs needs --device cuda, not {device}: leave it out")
+    if not registry.get(agent).capturable:
+        able = ", ".join(name for name, entry in registry.agents().items() if entry.capturable)
+        raise UserError(f"--cuda-graphs: {agent} cannot be recorded ({able} can): leave it out")
 
 
 def _variant(changed: Mapping[str, Any]) -> str:
@@ -196,10 +212,12 @@ def _options(
     keep_replay: bool,
     sink: list[str] | None,
     pack: int = 1,
+    graphs: bool = False,
 ) -> Any:
     from bench.fleet import TrainOptions
 
-    return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, tuple(sink or ()), pack)
+    sinks = tuple(sink or ())
+    return TrainOptions(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sinks, pack, graphs)
 
 
 @app.command("worker")
@@ -214,6 +232,9 @@ def worker_command(
     sink: list[str] | None = None,
     quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
     pack: Annotated[int, typer.Option(min=1, help="Workers on this device, this one included: noted.")] = 1,
+    graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On a GPU: record acting and updating, and replay them.")
+    ] = False,
 ) -> None:
     """Train run directories as one fleet: what a sweep's jobs execute.
 
@@ -221,5 +242,5 @@ def worker_command(
     """
     from bench.worker import main
 
-    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, pack)
+    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, pack, graphs)
     raise typer.Exit(main(runs, options, quiet))

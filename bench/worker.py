@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from agents.registry import get as get_agent
 from bench import checkpoint, devices, provenance
 from bench.errors import UserError
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_LOST, RunsFailed
@@ -68,7 +69,11 @@ def train_runs(
         facts = provenance.collect(options.device)
         for run in unfinished:
             with _writing(run):
-                run.begin_attempt({**facts, "fleet": len(unfinished), "pack": options.pack})
+                how = {
+                    "pack": options.pack,
+                    "cuda_graphs": options.cuda_graphs and get_agent(run.spec.agent).capturable,
+                }
+                run.begin_attempt({**facts, "fleet": len(unfinished), **how})
         pending = lockstep_groups(unfinished)
         failed = False
         while pending:

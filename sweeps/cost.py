@@ -38,9 +38,11 @@ def _nearest(spec: RunSpec, fitting: Sequence[Measurement]) -> list[Measurement]
 
 def rate_of(fleet: Fleet, device: str, measured: Sequence[Measurement]) -> Rate | None:
     """The median of the nearest measurements of the same agent, hyperparameters, observation kind, environments, device
-    and pack. Where this size of fleet was not measured, the next larger one serves: its runs are no faster."""
+    and pack, with CUDA graphs or without. Where this size of fleet was not measured, the next larger one serves: its
+    runs are no faster."""
     spec, runs = fleet.spec, len(fleet.runs)
-    fitting = [m for m in measured if m.device == device and m.pack == fleet.pack and m.fleet >= runs and m.is_of(spec)]
+    how = device, fleet.pack, fleet.cuda_graphs
+    fitting = [m for m in measured if (m.device, m.pack, m.cuda_graphs) == how and m.fleet >= runs and m.is_of(spec)]
     if not fitting:
         return None
     size = min(m.fleet for m in fitting)

@@ -56,7 +56,12 @@ def worker_options(resources: Resources) -> list[str]:
         "--threads": resources.threads,
         "--checkpoint-every-s": resources.checkpoint_every_s,
     }
-    flags = [flag for flag, on in (("--video", resources.video), ("--keep-replay", resources.keep_replay)) if on]
+    switches = {
+        "--video": resources.video,
+        "--keep-replay": resources.keep_replay,
+        "--cuda-graphs": resources.cuda_graphs,
+    }
+    flags = [flag for flag, on in switches.items() if on]
     sinks = [part for sink in resources.sinks for part in ("--sink", sink)]
     return [str(part) for option in options.items() for part in option] + flags + sinks
 

@@ -45,6 +45,8 @@ class Measurement:
     """Of a run that learns offline."""
     pack: int = 1
     """Workers that shared the device."""
+    cuda_graphs: bool = False
+    """Whether acting and updating were recorded as CUDA graphs."""
     peak_gpu_gb: float | None = None
     """Of the whole fleet's process; of finished runs, whose replay has grown as far as it will."""
     made_up: bool = False
@@ -125,6 +127,7 @@ def _of_run(directory: RunDir) -> Measurement | None:
         kind=kind,
         tasks=spec.offline.tasks if spec.offline else (),
         pack=last.get("pack", 1),
+        cuda_graphs=last.get("cuda_graphs", False),
         peak_gpu_gb=None if done is None else done.get("peak_gpu_gb"),
         checkpoint_bytes=sum(path.stat().st_size for path in directory.checkpoints.glob("[0-9]*.pt")) or None,
     )
@@ -152,6 +155,7 @@ def _of_speed_files(folder: Path) -> Iterator[Measurement]:
                 speed=row["loop_agent_steps_per_s"],
                 kind=path.name,
                 peak_gpu_gb=row.get("peak_gpu_gb"),
+                cuda_graphs=row.get("cuda_graphs", False),
                 made_up=row.get("synthetic") is not None,
             )
 

@@ -13,6 +13,7 @@ from typing import Any
 from agents import registry
 from bench import offline
 from bench.envs import agents_pixels
+from bench.errors import UserError
 from bench.runspec import RunSpec
 from sweeps import devices, padding, sizing, state
 from sweeps.expand import Sweep
@@ -36,6 +37,8 @@ class Fleet:
     """Fleets that a slot trains side by side with this one, itself included."""
     why: str = ""
     """What decided the size of the fleet and of the pack."""
+    cuda_graphs: bool = False
+    """Whether its acting and updating are recorded as CUDA graphs."""
 
     @property
     def spec(self) -> RunSpec:
@@ -129,8 +132,13 @@ def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement
     """Put runs together that may train as one fleet, in equal shares of the size that `sizing` gives.
 
     Fleets that train alone come first, then those that are packed: the order in which a slot takes them.
+
+    Raises:
+        UserError: CUDA graphs are asked for without a GPU.
     """
     device = devices.resolve(sweep.resources.device)
+    if sweep.resources.cuda_graphs and device == "cpu":
+        raise UserError("resources.cuda_graphs needs a GPU, and device is cpu here: leave it out, or give --cluster")
     card = sizing.gpu(sweep.resources) if device == "cuda" else None
     groups: dict[str, list[RunState]] = {}
     for run in runs:
@@ -138,13 +146,13 @@ def group(sweep: Sweep, runs: Iterable[RunState], measured: Sequence[Measurement
     fleets = []
     for members in [part for alike in groups.values() for part in _by_padding(sweep, alike)]:
         spec = members[0].spec
-        size = sizing.size(
-            spec, len(members), registry.get(spec.agent).max_fleet, sweep.resources, device, card, measured
-        )
+        agent = registry.get(spec.agent)
+        size = sizing.size(spec, len(members), agent.max_fleet, sweep.resources, device, card, measured)
         count = -(-len(members) // size.fleet)
         ends = [len(members) * part // count for part in range(count + 1)]
         parts = [members[a:b] for a, b in itertools.pairwise(ends)]
-        fleets += [Fleet(tuple(part), size.pack, size.why + _padded(sweep, part)) for part in parts]
+        graphs = sweep.resources.cuda_graphs and agent.capturable
+        fleets += [Fleet(tuple(part), size.pack, size.why + _padded(sweep, part), graphs) for part in parts]
     return sorted(fleets, key=lambda fleet: fleet.pack)
 
 

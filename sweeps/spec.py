@@ -119,6 +119,9 @@ class Resources(Part):
     """auto: cuda where the machine has a CUDA device, else cpu."""
     gpus: tuple[Annotated[int, BeforeValidator(number), Field(ge=0)], ...] | None = None
     """Indices of the GPUs to use, given to the slots in turn; all visible GPUs of every slot where it is not given."""
+    cuda_graphs: bool = False
+    """On a GPU: record acting and updating as CUDA graphs and replay them, with the agents that allow it; results are
+    the same."""
     env_workers: Annotated[int, BeforeValidator(number), Field(ge=0)] | None = None
     """Processes that step the environments of one fleet; where it is not given, on a GPU all cores of the fleet but one
     (16 at most), on a CPU, whose cores the learner takes, one."""

@@ -125,7 +125,11 @@ class TDMPC2:
         tasks = self.model.context(task)
         if self.hp.mpc:
             start = warm_start(self.plan_means[stream], first, self.hp.horizon)
-            action, self.plan_means[stream] = self.planner.plan(obs, start, self.noise[stream], explore, tasks)
+            action, mean = self.planner.plan(obs, start, self.noise[stream], explore, tasks)
+            if self.plan_means[stream].shape == mean.shape:
+                self.plan_means[stream].copy_(mean)  # in place, where a recorded call looks for it
+            else:
+                self.plan_means[stream] = mean
             return action
         z = self.model.encode(obs, self.noise[stream], tasks)
         if explore:
@@ -245,8 +249,18 @@ class TDMPC2:
             "pi_grad_norm": grad_norm,
             "pi_entropy": (squash_log_det(action.detach(), counted) - log_prob.detach()).mean((1, 2)),
             "pi_scaled_entropy": scaled_entropy.detach().mean((1, 2)),
-            "pi_scale": self.scale.value,
+            "pi_scale": self.scale.value.clone(),
         }
+
+    # What a recording of act and update has to know; see `agents.protocol.Capturable`
+
+    def generators(self) -> list[torch.Generator]:
+        """All that is drawn from."""
+        return [generator for noise in self.noise.values() for generator in noise.generators]
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """All that `update` steps."""
+        return [self.optimizer, self.policy_optimizer]
 
     # State
 

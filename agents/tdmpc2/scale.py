@@ -25,10 +25,10 @@ class RunningScale:
 
     @torch.no_grad()
     def update(self, q: Tensor) -> None:
-        """S <- S + tau (max(P95 - P5, 1) - S), percentiles over the batch of `q` (R, B)."""
+        """S <- S + tau (max(P95 - P5, 1) - S), in place; percentiles over the batch of `q` (R, B)."""
         ordered = q.sort(dim=1).values
         spread = _percentile(ordered, 0.95) - _percentile(ordered, 0.05)
-        self.value = self.value.lerp(spread.clamp(min=MINIMUM), self.tau)
+        self.value.lerp_(spread.clamp(min=MINIMUM), self.tau)
 
 
 def _percentile(ordered: Tensor, fraction: float) -> Tensor:

@@ -20,8 +20,8 @@ CASES = {
     ),
     "unknown key without a near one": (
         HEAD + "resources:\n  slots: 1\n  qqq: 2\n",
-        "s.yaml:7: resources.qqq: unknown key of resources 'qqq': valid are checkpoint_every_s, device, env_workers, "
-        "fleet, gpu_memory_gb, gpus, keep_replay, pack, pad, run_gpu_gb, sinks, slots, threads, video",
+        "s.yaml:7: resources.qqq: unknown key of resources 'qqq': valid are checkpoint_every_s, cuda_graphs, device, "
+        "env_workers, fleet, gpu_memory_gb, gpus, keep_replay, pack, pad, run_gpu_gb, sinks, slots, threads, video",
     ),
     "key given twice": (
         HEAD + "seeds: 3\n",
