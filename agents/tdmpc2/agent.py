@@ -47,6 +47,7 @@ class TDMPC2:
     Hyperparameters: ClassVar[type[TDMPC2Hyperparameters]] = TDMPC2Hyperparameters
     obs_kinds: ClassVar[tuple[str, ...]] = ("state", "rgb")
     max_fleet: ClassVar[int | None] = None
+    multitask: ClassVar[bool] = True
     pads: ClassVar[bool] = True
 
     def __init__(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_settings import SMALL
 
-from agents.registry import BUILT_IN, get, resolve_hyperparameters
+from agents import registry
+from agents.registry import BUILT_IN, AgentEntry, get, resolve_hyperparameters
 from bench.agent_checks import CHECKS, Check, run_check
 from bench.agent_probe import Probe
 
@@ -29,3 +30,10 @@ def test_the_protocol(check: Check, agent: str, obs: str) -> None:
     if outcome.state == "skipped":
         pytest.skip(outcome.line)
     assert outcome.state == "ok", outcome.line
+
+
+@pytest.mark.parametrize("entry", BUILT_IN, ids=lambda entry: entry.name)
+def test_the_registry_says_what_the_class_says(entry: AgentEntry) -> None:
+    of_class = registry._entry(entry.name, entry.agent, entry.load())
+    for member in ("obs_kinds", "max_fleet", "multitask", "pads", "capturable"):
+        assert getattr(entry, member) == getattr(of_class, member), member
