@@ -2,9 +2,8 @@
 
 An episode of T agent steps takes T + 1 entries: entry 0 is the observation of the reset, entry i what action i led to,
 with that action, its reward and whether the environment ended. The indices live on the host (`bench.replay_index`), the
-data in two tensors on the device: a lockstep of all environments is one write to each, a batch of all runs one gather
-from each. Of stacked pictures an entry keeps the newest alone: the others are those of the entries before it, and the
-gather puts the stacks together again.
+data in two tensors on the device (`bench.replay_entries`): a lockstep of all environments is one write to each, a batch
+of all runs one gather from each.
 
     replay = Replay.of_agent(agent.replay, spec, seeds, device)
     replay.begin(obs)                                                  # (R, N, ...), after the first reset
@@ -33,8 +32,9 @@ from torch import Tensor
 
 from agents.protocol import AgentSpec, Batch, ReplaySpec, Sizes
 from bench.errors import UserError
+from bench.replay_entries import Entries, OpenEpisodes, step_rows
 from bench.replay_index import RunIndex
-from bench.replay_queue import Ints, Queue
+from bench.replay_queue import Ints
 from bench.replay_segment import Episode
 from bench.transfer import to_device
 
@@ -76,26 +76,16 @@ class Replay:
         self.num_envs = num_envs
         self.obs_shape = obs_shape
         self.frame_stack = frame_stack
-        # What an entry keeps of an observation.
-        self.frame_shape = (obs_shape[0] // frame_stack, *obs_shape[1:]) if frame_stack > 1 else obs_shape
         self.action_size = action_size
-        self.sizes = tuple(sizes) or (Sizes(self.frame_shape[0], action_size),) * self.runs
         self.device = device
+        full = _with_resets(self.runs * spec.capacity)
+        self._entries = Entries(obs_shape, obs_dtype, action_size, frame_stack, full, device)
+        frame_shape = self._entries.frame_shape
+        self.sizes = tuple(sizes) or (Sizes(frame_shape[0], action_size),) * self.runs
+        self._open = OpenEpisodes(num_envs, frame_shape, obs_dtype, action_size, self.sizes)
         self._indices = [RunIndex(spec, num_envs, seed) for seed in seeds]
-        # The tensors grow when the first entries are needed, so that a short run never takes the whole capacity.
-        self._entries = 0
-        self._free = Queue()
-        dtype = torch.from_numpy(np.empty(0, obs_dtype)).dtype
-        self._obs = torch.empty(0, *self.frame_shape, dtype=dtype, device=device)
-        self._steps = torch.empty(0, action_size + 2, device=device)  # action, reward, terminated
-        # The entry before each in its episode; entry 0 is before itself.
-        self._previous: Ints = np.empty(0, np.int64)
         # Entries of transitions that are under way (see `reserve`).
         self._reserved: Ints | None = None
-        self._is_reserved: Bools = np.empty(0, bool)
-        # The episodes in progress once more on the host, for the log: no copy from the device.
-        self._open_obs = np.empty((self.runs, num_envs, 64, *self.frame_shape), obs_dtype)
-        self._open_steps = np.zeros((self.runs, num_envs, 64, action_size + 2), np.float32)
         self._finished: list[tuple[int, Episode]] = []
         self._new_priorities: tuple[Tensor, Tensor] | None = None  # starts and priorities, not yet taken over
 
@@ -110,16 +100,16 @@ class Replay:
     def bytes_per_entry(self) -> int:
         """Device memory that one entry takes. A run of `capacity` transitions takes `capacity` entries and one more for
         each episode; the host keeps 17 bytes an entry beside it (25 for streams)."""
-        return self._obs.element_size() * int(np.prod(self.frame_shape)) + 4 * (self.action_size + 2)
+        return self._entries.bytes_each
 
     @property
     def allocated_bytes(self) -> int:
         """Device memory taken now."""
-        return self._entries * self.bytes_per_entry
+        return len(self._entries) * self.bytes_per_entry
 
     def full_bytes(self, agent_steps: int) -> int:
         """Device memory that it takes once every run has made so many agent steps."""
-        return self.runs * min(self.spec.capacity, agent_steps) * 65 // 64 * self.bytes_per_entry
+        return _with_resets(self.runs * min(self.spec.capacity, agent_steps)) * self.bytes_per_entry
 
     def transitions(self, run: int) -> int:
         """Transitions that a run holds now."""
@@ -143,16 +133,14 @@ class Replay:
             index.open_transitions[envs[runs == run]].max(initial=-1) >= 0 for run, index in enumerate(self._indices)
         ):
             raise ValueError("an episode begins where one is in progress")
-        stacks = self._rows(obs, runs, envs)
-        rows = self._newest_frames(stacks)
-        if self.frame_stack > 1 and not np.array_equal(stacks, np.concatenate([rows] * self.frame_stack, axis=1)):
-            raise ValueError(f"an episode begins with other than one picture {self.frame_stack} times")
-        slots = self._take(len(runs))
+        frames = self._entries.only_frames(self._rows(obs, runs, envs))
+        slots = self._entries.take(len(runs))
         for run, index in enumerate(self._indices):
             index.begin(envs[runs == run], slots[runs == run])
-        self._open_obs[runs, envs, 0] = rows
-        self._previous[slots] = slots
-        self._write(slots, rows, np.zeros((len(runs), self.action_size + 2), np.float32))
+        steps = np.zeros((len(runs), self.action_size + 2), np.float32)
+        self._open.write(runs, envs, 0, frames, steps)
+        self._entries.previous[slots] = slots
+        self._entries.write(slots, frames, steps)
 
     def reserve(self) -> None:
         """The next transition of every environment is under way, and ends no episode: draws are as if it were here.
@@ -161,7 +149,7 @@ class Replay:
         """
         if self._reserved is None:
             self._reserved = self._extend(*self._places(None))
-            self._is_reserved[self._reserved] = True
+            self._entries.is_reserved[self._reserved] = True
 
     def add(
         self, obs: Any, action: Any, reward: Any, terminated: Any, truncated: Any, where: Bools | None = None
@@ -187,24 +175,14 @@ class Replay:
             if where is not None:
                 raise ValueError("a transition of every environment was reserved")
             slots, self._reserved = self._reserved, None
-            self._is_reserved[slots] = False
+            self._entries.is_reserved[slots] = False
         else:
             slots = self._extend(runs, envs)
-        obs_rows = self._newest_frames(self._rows(obs, runs, envs))
-        step_rows = np.concatenate(
-            [
-                self._rows(action, runs, envs),
-                self._rows(reward, runs, envs)[:, None],
-                self._rows(terminated, runs, envs)[:, None],
-            ],
-            axis=1,
-            dtype=np.float32,
-        )
-        self._write(slots, obs_rows, step_rows)
+        frames = self._entries.newest_frames(self._rows(obs, runs, envs))
+        steps = step_rows(*(self._rows(value, runs, envs) for value in (action, reward, terminated)))
+        self._entries.write(slots, frames, steps)
         at = np.stack([index.open_transitions for index in self._indices])[runs, envs]
-        self._grow_open(int(at.max()))
-        self._open_obs[runs, envs, at] = obs_rows
-        self._open_steps[runs, envs, at] = step_rows
+        self._open.write(runs, envs, at, frames, steps)
         ended = self._rows(terminated, runs, envs).astype(bool) | self._rows(truncated, runs, envs).astype(bool)
         for run, env in zip(runs[ended].tolist(), envs[ended].tolist(), strict=True):
             self._finished.append((run, self.in_progress(run, env)))
@@ -216,11 +194,11 @@ class Replay:
             raise ValueError("a transition was added where no episode has begun")
         self._take_priorities()
         for run, index in enumerate(self._indices):
-            self._free.append(index.make_room(int((runs == run).sum())))
-        slots = self._take(len(runs))
+            self._entries.release(index.make_room(int((runs == run).sum())))
+        slots = self._entries.take(len(runs))
         for run, index in enumerate(self._indices):
             mine = envs[runs == run]
-            self._previous[slots[runs == run]] = index.open_slots[mine, index.open_transitions[mine]]
+            self._entries.previous[slots[runs == run]] = index.open_slots[mine, index.open_transitions[mine]]
             index.extend(mine, slots[runs == run])
         return slots
 
@@ -233,10 +211,7 @@ class Replay:
         length = int(self._indices[run].open_transitions[env])
         if length < 0:
             raise ValueError(f"no episode is in progress in environment {env} of run {run}")
-        own = self.sizes[run]
-        steps = self._open_steps[run, env, 1 : length + 1].copy()
-        obs = self._open_obs[run, env, : length + 1, : own.obs].copy()
-        return Episode(env, obs, steps[:, : own.action], steps[:, -2], steps[:, -1])
+        return self._open.episode(run, env, length)
 
     def pop_finished(self) -> list[tuple[int, Episode]]:
         """(run, episode) for every episode that ended since the last call, in the order of their end."""
@@ -258,34 +233,25 @@ class Replay:
             UserError: a run has no episode that is long enough yet.
         """
         self._take_priorities()
-        length, batch = self.spec.length, self.spec.batch_size
         draws = [index.draw() for index in self._indices]
         entries = np.stack([draw.entries for draw in draws])  # (R, L, B)
-        if self._reserved is not None and self._is_reserved[entries].any():
+        if self._reserved is not None and self._entries.is_reserved[entries].any():
             if arrive is None:
                 raise ValueError("a batch holds a transition that is under way")
             arrive()
-        obs = self._obs.index_select(0, self._to_device(self._stacks(entries)).flatten())
-        slots = self._to_device(entries[:, 1:])
-        steps = self._steps.index_select(0, slots.flatten()).view(self.runs, length - 1, batch, -1)
+        obs, steps = self._entries.obs(entries), self._entries.steps(entries[:, 1:])
+        first = self._entries.previous[entries] == entries if self.spec.draw == "stream" else None
         starts = [draw.start for draw in draws if draw.start is not None]
         weights = [draw.weight for draw in draws if draw.weight is not None]
         return Batch(
-            obs=obs.view(self.runs, length, batch, *self.obs_shape),
+            obs=obs,
             action=steps[..., :-2],
             reward=steps[..., -2],
             terminated=steps[..., -1],
-            first=self._to_device(self._previous[entries] == entries) if self.spec.draw == "stream" else None,
-            weight=self._to_device(np.stack(weights)) if weights else None,
+            first=None if first is None else to_device(first, self.device),
+            weight=to_device(np.stack(weights), self.device) if weights else None,
             start=torch.from_numpy(np.stack(starts)) if starts else None,
         )
-
-    def _stacks(self, entries: Ints) -> Ints:
-        """The entries of each one's pictures, the oldest first: (...) -> (..., frame_stack)."""
-        stack = [entries]
-        for _ in range(self.frame_stack - 1):
-            stack.append(self._previous[stack[-1]])
-        return np.stack(stack[::-1], axis=-1)
 
     def set_priorities(self, batch: Batch) -> None:
         """Give the slices of the last batch the priorities that the agent's update has set; else nothing.
@@ -335,15 +301,9 @@ class Replay:
         if index.transitions > 0:
             raise ValueError(f"run {run} of the replay is not empty")
         for episode in episodes:
-            self._free.append(index.make_room(episode.transitions))
-            slots = self._take(episode.transitions + 1)
-            own = self.sizes[run]
-            obs = np.zeros((episode.transitions + 1, *self.frame_shape), self._open_obs.dtype)
-            obs[:, : own.obs] = episode.obs
-            steps = np.zeros((episode.transitions + 1, self.action_size + 2), np.float32)
-            steps[1:, : own.action], steps[1:, -2], steps[1:, -1] = episode.action, episode.reward, episode.terminated
-            self._write(slots, obs, steps)
-            self._previous[slots] = np.concatenate([slots[:1], slots[:-1]])
+            self._entries.release(index.make_room(episode.transitions))
+            slots = self._entries.take(episode.transitions + 1)
+            self._entries.write_episode(slots, episode, self.sizes[run])
             index.append(episode.env, slots)
         if index.finished_transitions < state["finished_transitions"]:
             raise UserError(
@@ -357,51 +317,11 @@ class Replay:
         runs, envs = np.nonzero(np.ones((self.runs, self.num_envs), bool) if where is None else np.asarray(where))
         return runs, envs
 
-    def _newest_frames(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """What is kept of observations (n, *obs_shape): (n, *frame_shape)."""
-        return obs[:, -self.frame_shape[0] :]
-
     @staticmethod
     def _rows(values: Any, runs: Ints, envs: Ints) -> NDArray[Any]:
         return np.asarray(values)[runs, envs]
 
-    def _write(self, slots: Ints, obs: NDArray[Any], steps: NDArray[np.float32]) -> None:
-        where = self._to_device(slots)
-        self._obs.index_copy_(0, where, self._to_device(obs.astype(self._open_obs.dtype, copy=False)))
-        self._steps.index_copy_(0, where, self._to_device(steps))
 
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        return to_device(array, self.device)
-
-    def _take(self, count: int) -> Ints:
-        """Free entries; more memory where there are too few."""
-        if len(self._free) < count:
-            self._grow(count - len(self._free))
-        return self._free.pop(count)
-
-    def _grow(self, lacking: int) -> None:
-        """Double up to what the capacity takes with long episodes; beyond it, a little at a time."""
-        full = self.runs * self.spec.capacity * 65 // 64
-        more = min(max(self._entries, 1024), full - self._entries) if self._entries < full else full // 64
-        more = max(more, lacking)
-        try:
-            obs = torch.empty(self._entries + more, *self.frame_shape, dtype=self._obs.dtype, device=self.device)
-            steps = torch.empty(self._entries + more, self.action_size + 2, device=self.device)
-        except torch.OutOfMemoryError as error:
-            gigabytes = full * self.bytes_per_entry / 1e9
-            raise UserError(
-                f"no memory on {self.device} for the replay ({gigabytes:.1f} GB when full): train fewer runs in a "
-                "fleet, or lower the agent's replay capacity"
-            ) from error
-        obs[: self._entries] = self._obs
-        steps[: self._entries] = self._steps
-        self._obs, self._steps = obs, steps
-        self._previous = np.concatenate([self._previous, np.zeros(more, np.int64)])
-        self._is_reserved = np.concatenate([self._is_reserved, np.zeros(more, bool)])
-        self._free.append(np.arange(self._entries, self._entries + more))
-        self._entries += more
-
-    def _grow_open(self, longest: int) -> None:
-        if longest >= self._open_steps.shape[2]:
-            self._open_obs = np.concatenate([self._open_obs, np.empty_like(self._open_obs)], axis=2)
-            self._open_steps = np.concatenate([self._open_steps, np.zeros_like(self._open_steps)], axis=2)
+def _with_resets(transitions: int) -> int:
+    """Entries of so many transitions with their episodes' first observations, where episodes are long."""
+    return transitions * 65 // 64
