@@ -8,7 +8,7 @@ of the registry.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,19 +16,21 @@ import torch
 from torch import Tensor
 
 from agents.protocol import Agent, Batch, Observing
-from bench import contract
-from bench.agent_probe import CPU, Failed, Probe, difference, leaves, select, trained_parameters, unmoved
+from bench import agent_fleet_checks, contract
+from bench.agent_probe import (
+    CPU,
+    EXACT,
+    UPDATES,
+    Failed,
+    Probe,
+    Skipped,
+    difference,
+    leaves,
+    select,
+    trained_parameters,
+    unmoved,
+)
 from bench.errors import UserError
-
-UPDATES = 3
-"""Updates between two looks at an agent."""
-
-CLOSE, EXACT = 2e-3, 0.0
-"""Tolerances: of the same sums in another order, which training amplifies; and of the very same computation."""
-
-
-class Skipped(Exception):
-    """A check that does not concern this agent, or cannot run here."""
 
 
 def _describes_itself(probe: Probe) -> None:
@@ -161,23 +163,13 @@ def _place(where: str) -> str:
     )
 
 
-def _go_on(probe: Probe, agent: Agent, runs: Sequence[int], fresh: bool = False) -> list[Any]:
-    """Act and update alternately, on the slices of some runs, from the start of an episode or (not `fresh`) within one:
-    what the agent says."""
-    seen: list[Any] = []
-    for number, batch in enumerate(probe.batches[:UPDATES]):
-        seen.append(probe.act(agent, explore=True, seed=number, is_first=fresh and number == 0, runs=runs))
-        seen.append(dict(agent.update(select(batch, runs))))
-    return seen
-
-
 def _resumes_exactly(probe: Probe) -> None:
     agent, everyone = probe.trained(), range(probe.runs)
     states = [agent.state_dict(run) for run in everyone]
-    told = _go_on(probe, agent, everyone)
+    told = probe.go_on(agent, everyone)
     for resumed in (probe.agent(), probe.trained(updates=4)):  # the state that it is in must not matter
         resumed.load_state_dict(probe.through_a_file(states))
-        if where := difference(told, _go_on(probe, resumed, everyone), EXACT):
+        if where := difference(told, probe.go_on(resumed, everyone), EXACT):
             raise Failed(f"an agent resumed from its state does not go on as it would have (first in {_place(where)})")
         for run in everyone:
             if where := difference(agent.state_dict(run), resumed.state_dict(run), EXACT):
@@ -193,65 +185,6 @@ def _saves_plain_values(probe: Probe) -> None:
             if not isinstance(value, Tensor | bool | int | float | str | None):
                 raise Failed(f"state_dict: {where} is a {type(value).__name__}: tensors, numbers and strings alone")
         probe.through_a_file([agent.state_dict(run)])
-
-
-def _needs_fleet(probe: Probe) -> None:
-    if probe.runs == 1:
-        raise Skipped("max_fleet is 1")
-
-
-def _fleet_equals_single_runs(probe: Probe) -> None:
-    _needs_fleet(probe)
-    everyone = range(probe.runs)
-    fleet = probe.prepared()
-    together = [_go_on(probe, fleet, everyone, fresh=True), probe.act(fleet, explore=False)]
-    for run in everyone:
-        single = probe.prepared([run])
-        alone = [_go_on(probe, single, [run], fresh=True), probe.act(single, explore=False, runs=[run])]
-        if where := difference(_of_runs(together, [run]), alone, CLOSE):
-            raise Failed(f"run {run} of a fleet of {probe.runs} is another one than alone (first at {where})")
-
-
-def _of_runs(value: Any, runs: Sequence[int]) -> Any:
-    """The part of some runs of nested lists and dicts of (R, …) tensors."""
-    if isinstance(value, dict):
-        return {key: _of_runs(item, runs) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_of_runs(item, runs) for item in value]
-    return value[list(runs)]
-
-
-def _regroups(probe: Probe) -> None:
-    _needs_fleet(probe)
-    agent = probe.trained()
-    states = [agent.state_dict(run) for run in range(probe.runs)]
-    whole = [probe.act(agent, explore=False), _go_on(probe, agent, range(probe.runs))]
-    for runs in ([probe.runs - 1, 0], [1]):
-        other = probe.agent(runs)
-        other.load_state_dict(probe.through_a_file([states[run] for run in runs]))
-        parts = [probe.act(other, explore=False, runs=runs), _go_on(probe, other, runs)]
-        if where := difference(_of_runs(whole, runs), parts, CLOSE):
-            raise Failed(
-                f"runs {runs} of a fleet, put together anew, do not go on as they would have (first at {where})"
-            )
-
-
-def _isolates_nan(probe: Probe) -> None:
-    ill, others = 0, list(range(1, probe.runs))
-    told: list[list[Any]] = []
-    for poison in (False, True):
-        agent = probe.trained()
-        seen: list[Any] = []
-        for number, batch in enumerate(probe.batches[:UPDATES]):
-            seen.append(dict(agent.update(probe.poisoned(batch, ill) if poison else batch)))
-            seen.append(probe.act(agent, explore=True, seed=number, is_first=number == 0))
-            seen.append(probe.act(agent, explore=False, seed=number, is_first=number == 0))
-        told.append(seen)
-    if others and (where := difference(_of_runs(told[0], others), _of_runs(told[1], others), EXACT)):
-        raise Failed(f"one run that is not a number reaches the others (first at {where})")
-    said = [value for _, value in leaves(_of_runs(told[1], [ill]))]
-    if all(value.isfinite().all() for value in said):
-        raise Failed("rewards that are not a number show neither in the metrics nor in the actions")
 
 
 def _moves_between_devices(probe: Probe) -> None:
@@ -306,9 +239,9 @@ CHECKS = (
     Check("independence", "training does not notice evaluation", _trains_without_noticing_evaluation),
     Check("state", "plain values on the CPU that torch loads with weights_only=True", _saves_plain_values),
     Check("resume", "goes on exactly", _resumes_exactly),
-    Check("fleet", "a fleet of three is three single runs", _fleet_equals_single_runs),
-    Check("regroup", "runs of a fleet go on in another one", _regroups),
-    Check("nan", "a run that is not a number says so and leaves the others alone", _isolates_nan),
+    Check("fleet", "a fleet of three is three single runs", agent_fleet_checks.equals_single_runs),
+    Check("regroup", "runs of a fleet go on in another one", agent_fleet_checks.regroups),
+    Check("nan", "a run that is not a number says so and leaves the others alone", agent_fleet_checks.isolates_nan),
     Check("devices", "a state moves between CPU and CUDA", _moves_between_devices),
 )
 

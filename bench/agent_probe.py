@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
 FLEET = 3
 BATCHES = 6
 EPISODES = 3
+UPDATES = 3
+"""Updates between two looks at an agent."""
 WORLD = Task(
     name="made-up",
     domain="made-up",
@@ -35,9 +37,16 @@ WORLD = Task(
 )
 """The made-up world, as a row of the task table; no environment of it is ever made."""
 
+EXACT = 0.0
+"""Tolerance of the very same computation (see `difference`)."""
+
 
 class Failed(Exception):
     """The agent breaks a rule; the message is one line that says which and how it shows."""
+
+
+class Skipped(Exception):
+    """A check that does not concern this agent, or cannot run here."""
 
 
 class Probe:
@@ -102,6 +111,15 @@ class Probe:
         chosen = list(range(self.runs) if runs is None else runs)
         first = torch.full((len(chosen), num_envs), is_first)
         return agent.act(self.obs(num_envs, seed)[chosen], first, explore).clone()
+
+    def go_on(self, agent: Agent, runs: Sequence[int], fresh: bool = False) -> list[Any]:
+        """Act and update alternately, on the slices of some runs, from the start of an episode or (not `fresh`) within
+        one: what the agent says."""
+        seen: list[Any] = []
+        for number, batch in enumerate(self.batches[:UPDATES]):
+            seen.append(self.act(agent, explore=True, seed=number, is_first=fresh and number == 0, runs=runs))
+            seen.append(dict(agent.update(select(batch, runs))))
+        return seen
 
     # Data
 
