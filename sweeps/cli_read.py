@@ -49,6 +49,7 @@ def status_command(
     """Say where the runs are: counts, progress, why runs wait, hours used and to come, and when it ends."""
     from bench.errors import UserError
     from sweeps import follow, status, status_text, text
+    from sweeps.launches import Launches
 
     if by not in (None, "task", "domain"):
         raise UserError(f"--by {by}: valid are task, domain")
@@ -58,7 +59,7 @@ def status_command(
             follow.follow(text.console(), folder, read, every_s=every_s, by=by)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    looked = status.Launches(folder)
+    looked = Launches(folder)
     launches, runs = looked.read(), read()
     eta_s = follow.eta_s(runs, [launched for launched in launches if launched.alive])
     by = by or status_text.default_by(runs)
@@ -79,11 +80,11 @@ def failures_command(
     as_json: AsJson = False,
 ) -> None:
     """Say why runs failed: those that failed alike together, with one traceback and a cure."""
-    from sweeps import failures, record, text
+    from sweeps import failures, selectors, text
 
     failures.check_classes(classes or ())
     _, read = _reader(target, results, assignments)
-    runs = [one for one in read() if not run or record.matches(one.spec.run_id, run)]
+    runs = [one for one in read() if not run or selectors.matches(one.spec.run_id, run)]
     groups = [found for found in failures.group(runs) if not classes or found.first.kind.name in classes]
     if as_json:
         typer.echo(json.dumps(failures.to_json(groups), indent=2))

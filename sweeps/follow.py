@@ -13,7 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from sweeps import plan, status, status_text
+from sweeps import plan, status_text
+from sweeps.launches import Launches
 from sweeps.record import LaunchRecord
 from sweeps.state import RunState
 from sweeps.text import duration, on_axis, plural, show_failures, tally
@@ -114,7 +115,7 @@ def follow(
         folder: the sweep's folder.
         read: the states of the sweep's runs, read anew.
         line_every_s: see `out`.
-        every_s: how often run directories are read; Slurm is asked every `status.ASK_SLURM_EVERY_S` at most.
+        every_s: how often run directories are read; Slurm is asked every `launches.ASK_SLURM_EVERY_S` at most.
         by: what the display counts by: task or domain.
 
     Returns:
@@ -122,7 +123,7 @@ def follow(
     """
     screen = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
     printed, printed_at = "", float("-inf")
-    launches = status.Launches(folder)
+    launches = Launches(folder)
     ended = {run.spec.run_id for run in read() if run.state in ("done", "failed")}
     with screen or nullcontext():
         while True:

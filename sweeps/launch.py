@@ -15,7 +15,7 @@ from bench.errors import UserError
 from bench.lock import locked
 from bench.processes import Process
 from bench.rundir import RunDir
-from sweeps import executors, measured, plan, record, snapshot, state
+from sweeps import executors, launches, measured, plan, record, selectors, snapshot, state
 from sweeps.executor import Executor, Placement
 from sweeps.expand import Sweep
 from sweeps.measured import Measurement
@@ -98,7 +98,7 @@ def launch(
     known = measured.read(results) if known is None else known
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
     with locked(folder / ".launch" / "lock"):
-        live = record.live(folder)
+        live = launches.live(folder)
         runs = state.read_all(folder, sweep.runs)
         busy = _busy(live, runs)
         start = _to_start(runs, busy, wanted)
@@ -127,7 +127,7 @@ def rehearse(sweep: Sweep, results: Path, executor: Executor, known: Sequence[Me
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
     folder = plan.sweep_folder(sweep.name, results)
     runs = state.read_all(folder, sweep.runs)
-    start = _to_start(runs, _busy(record.live(folder), runs), plan.is_startable)
+    start = _to_start(runs, _busy(launches.live(folder), runs), plan.is_startable)
     _check_whole(start)
     fleets = plan.group(sweep, start, measured.read(results) if known is None else known)
     if not fleets:
@@ -274,11 +274,11 @@ def cancel(folder: Path, patterns: Sequence[str] = (), grace_s: float = GRACE_S)
 
     Args:
         folder: the sweep's folder.
-        patterns: globs over run ids (see `record.matches`); none: everything.
+        patterns: globs over run ids (see `selectors.matches`); none: everything.
         grace_s: time for a worker's checkpoint, after which it is killed; on Slurm the cluster's KillWait says it.
     """
     stopped, runs, killed, elsewhere = [], [], [], []
-    for launched in record.with_jobs(record.records(folder)):
+    for launched in launches.with_jobs(launches.records(folder)):
         executor = executors.of(launched)
         processes = [process for slot in launched.slots() for process in slot.processes.values()]
         if not launched.alive and not any(process.alive for process in processes):
@@ -287,7 +287,7 @@ def cancel(folder: Path, patterns: Sequence[str] = (), grace_s: float = GRACE_S)
             elsewhere.append(executor.describe(launched))
             continue
         owned = launched.owned()
-        meant = {run_id for run_id in owned if not patterns or record.matches(run_id, patterns)}
+        meant = {run_id for run_id in owned if not patterns or selectors.matches(run_id, patterns)}
         if not meant and patterns:
             continue
         stopped.append(executor.describe(launched))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.errors import UserError
 from bench.rundir import RunDir
-from sweeps import record
+from sweeps import launches, selectors
 from sweeps.record import LaunchRecord
 
 POLL_S = 1.0
@@ -47,8 +47,8 @@ def find_run(run: str, results: Path) -> RunDir:
     """The run directory that is meant.
 
     Args:
-        run: path of a run directory, or `agent/task/seed<k>` or a part of it (see `record.matches`), or with the name
-            of its sweep before it: `quickstart/sac/cup-catch/seed1`.
+        run: path of a run directory, or `agent/task/seed<k>` or a part of it (see `selectors.matches`), or with the
+            name of its sweep before it: `quickstart/sac/cup-catch/seed1`.
         results: below which folder to look.
 
     Raises:
@@ -72,7 +72,7 @@ def find_run(run: str, results: Path) -> RunDir:
 def _is_meant(path: Path, run: str) -> bool:
     sweep, run_id = path.parts[-4], "/".join(path.parts[-3:])
     own = run.partition("/")[2] if run.partition("/")[0] == sweep else run
-    return record.matches(run_id, [own]) or fnmatchcase(f"{sweep}/{run_id}", run)
+    return selectors.matches(run_id, [own]) or fnmatchcase(f"{sweep}/{run_id}", run)
 
 
 def of_run(directory: RunDir) -> list[Log]:
@@ -80,7 +80,7 @@ def of_run(directory: RunDir) -> list[Log]:
     run_id = "/".join(directory.path.resolve().parts[-3:])
     found = [
         Log(launched, index, stream)
-        for launched in record.records(directory.path.resolve().parents[2])
+        for launched in launches.records(directory.path.resolve().parents[2])
         for index, run_ids in enumerate(launched.fleets)
         if run_id in run_ids
         for stream in ("out", "err")

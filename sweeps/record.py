@@ -15,20 +15,17 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from bench import atomic
-from bench.errors import UserError
 from bench.lock import locked
 from bench.processes import Process
 from bench.run_progress import STALE_AFTER_S
 from bench.rundir import RunDir, now
-from sweeps import slurm_state
 from sweeps.slurm_state import JobState
 
 
@@ -146,7 +143,7 @@ class LaunchRecord:
 
     @property
     def alive(self) -> bool:
-        """Whether any slot still takes work; on Slurm, whether any of its jobs waits or runs (see `with_jobs`)."""
+        """Whether any slot still takes work; on Slurm, whether any of its jobs is queued (see `launches.with_jobs`)."""
         if self.on_slurm:
             return any(state.queued for state in self.job_states.values())
         return any(slot.alive for slot in self.slots())
@@ -175,7 +172,7 @@ class LaunchRecord:
         (self.path / "jobs.json").unlink(missing_ok=True)
 
     def is_queued(self, job_id: str) -> bool:
-        """Whether a job waits or runs, as Slurm said when it was asked last (see `with_jobs`)."""
+        """Whether a job waits or runs, as Slurm said when it was asked last (see `launches.with_jobs`)."""
         return job_id in self.job_states and self.job_states[job_id].queued
 
     # Claims
@@ -284,45 +281,3 @@ class LaunchRecord:
 def new_name() -> str:
     """The name of a launch that is made now: the time in UTC."""
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-
-
-def records(sweep_folder: Path) -> list[LaunchRecord]:
-    """Every launch of a sweep, oldest first.
-
-    Raises:
-        UserError: a launch's file is damaged.
-    """
-    found = []
-    for path in sorted((sweep_folder / ".launch").glob("*/launch.json")):
-        try:
-            found.append(LaunchRecord(path.parent))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}): remove {path.parent}") from error
-    return found
-
-
-def live(sweep_folder: Path) -> list[LaunchRecord]:
-    """The launches whose slots still work.
-
-    Raises:
-        UserError: a launch's file is damaged, or there are launches on Slurm and it does not answer.
-    """
-    return [record for record in with_jobs(records(sweep_folder)) if record.alive]
-
-
-def with_jobs(launches: Sequence[LaunchRecord]) -> Sequence[LaunchRecord]:
-    """The same launches, with the present states of their Slurm jobs: Slurm is asked once for all of them."""
-    on_slurm = [record for record in launches if record.on_slurm]
-    if on_slurm:
-        found = slurm_state.states(*on_slurm)
-        for record in on_slurm:
-            record.job_states = {job: found[job] for job in record.jobs().values()}
-    return launches
-
-
-def matches(run_id: str, patterns: Sequence[str]) -> bool:
-    """Whether a run is meant: each pattern is a glob over `agent`, `task`, `seed<k>`, or these joined by `/`."""
-    agent, task, leaf = run_id.split("/")
-    seed = leaf.split("-")[0]
-    names = (agent, task, seed, f"{agent}/{task}", f"{task}/{seed}", f"{agent}/{task}/{seed}", leaf, run_id)
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

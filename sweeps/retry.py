@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bench.errors import UserError
-from sweeps import failures, record
+from sweeps import failures, launches, selectors
 from sweeps.spec import SweepFile
 from sweeps.state import RunState
 
@@ -22,13 +22,13 @@ def wanted(
     Args:
         failed: failed runs.
         stale: runs whose process is gone.
-        patterns: only those that a pattern names, where there are any (see `record.matches`).
+        patterns: only those that a pattern names, where there are any (see `selectors.matches`).
         classes: only those that failed for one of these reasons, where there are any (see `failures.NAMES`).
     """
     states = {name for name, on in (("failed", failed), ("stale", stale)) if on}
 
     def _wanted(run: RunState) -> bool:
-        if run.state not in states or (patterns and not record.matches(run.spec.run_id, patterns)):
+        if run.state not in states or (patterns and not selectors.matches(run.spec.run_id, patterns)):
             return False
         return not classes or run.state != "failed" or failures.read(run).kind.name in classes
 
@@ -46,7 +46,7 @@ def check_assignments(assignments: Sequence[str], folder: Path) -> None:
     Raises:
         UserError: a hyperparameter, or another key that makes another run.
     """
-    launched = {assignment for earlier in record.records(folder) for assignment in earlier.info["set"]}
+    launched = {assignment for earlier in launches.records(folder) for assignment in earlier.info["set"]}
     for assignment in assignments:
         first, dot, _ = assignment.partition("=")[0].strip().partition(".")
         hyperparameter = bool(dot) and first not in (*SweepFile.model_fields, "cluster")

@@ -1,8 +1,9 @@
-"""Tasks by name or set, as sweep files select them."""
+"""Tasks by name or set, as sweep files select them; runs by pattern, as commands do."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from bench import tasks as task_table
 from bench.errors import UserError
@@ -22,3 +23,11 @@ def select_tasks(doc: Document, where: KeyPath, selectors: Sequence[str]) -> lis
     if not found:
         raise doc.error(where, "the matrix is empty: no task is selected")
     return list(found.values())
+
+
+def matches(run_id: str, patterns: Sequence[str]) -> bool:
+    """Whether a run is meant: each pattern is a glob over `agent`, `task`, `seed<k>`, or these joined by `/`."""
+    agent, task, leaf = run_id.split("/")
+    seed = leaf.split("-")[0]
+    names = (agent, task, seed, f"{agent}/{task}", f"{task}/{seed}", f"{agent}/{task}/{seed}", leaf, run_id)
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,45 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sweeps import plan, record
+from sweeps import plan
 from sweeps.record import LaunchRecord
-from sweeps.slurm_state import SlurmSilent
 from sweeps.state import RunState
-
-ASK_SLURM_EVERY_S = 30.0
-"""Slurm's controller serves everybody: it is asked once for a whole sweep, and never more often than this."""
-
-
-class Launches:
-    """The launches of a sweep, read anew at each look, with what Slurm says about their jobs.
-
-    Attributes:
-        silence: why Slurm gave no answer; None where it did, or was not asked.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.silence: str | None = None
-        self._asked_at = float("-inf")
-        self._known: dict[str, LaunchRecord] = {}
-
-    def read(self) -> list[LaunchRecord]:
-        """Every launch, oldest first."""
-        launches = record.records(self.folder)
-        if not any(launched.on_slurm for launched in launches):
-            return launches
-        if time.monotonic() - self._asked_at >= ASK_SLURM_EVERY_S:
-            self._asked_at = time.monotonic()
-            try:
-                record.with_jobs(launches)
-                self.silence = None
-            except SlurmSilent as silent:
-                self.silence = str(silent)
-            self._known = {launched.name: launched for launched in launches}
-        for launched in launches:
-            if launched.name in self._known:
-                launched.job_states = self._known[launched.name].job_states
-        return launches
 
 
 def why(runs: Iterable[RunState], launches: Sequence[LaunchRecord]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sweeps import record
+from sweeps import launches
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> None:
@@ -19,4 +19,4 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> None:
 
 def wait_idle(folder: Path) -> None:
     """Wait until no launch of a sweep lives."""
-    wait_until(lambda: not record.live(folder))
+    wait_until(lambda: not launches.live(folder))

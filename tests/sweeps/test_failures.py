@@ -15,7 +15,7 @@ from bench.envs.errors import WorkerError
 from bench.errors import UserError
 from bench.failures import NaNError
 from bench.rundir import RunDir
-from sweeps import expand, failures, launch, logs, record, retry, state
+from sweeps import expand, failures, launch, launches, logs, retry, state
 from sweeps.cli import app
 from sweeps.local import LocalExecutor
 from sweeps.slot import WorkerDied
@@ -155,7 +155,7 @@ def test_retry_of_one_class_with_other_resources(write: Write, results: Path, be
     )
     assert "started 2 runs in 2 fleets: launch 2" in retried.stdout
     assert [run.state for run in state.read_all(results / "x", sweep.runs)] == ["done", "failed", "done", "failed"]
-    launched = record.records(results / "x")[-1]
+    launched = launches.records(results / "x")[-1]
     assert launched.info["slots"] == 1
     assert launched.info["worker_options"][-1] == "7.0"
     assert "nothing to start" in call("retry", file, "--results", results, "--class", "cuda").stdout
@@ -198,7 +198,7 @@ def test_logs_of_all_attempts(write: Write, results: Path, behave: Behave) -> No
     assert shown.count("about to crash") == 2
     assert shown.count("==> launch ") == 4  # out and err of two launches
     assert "sac [hidden_dim=64] cup-catch seed 1, err: " in shown
-    (results / "x" / ".launch" / record.records(results / "x")[-1].name / "logs" / "fleet-0000.err").write_text(
+    (results / "x" / ".launch" / launches.records(results / "x")[-1].name / "logs" / "fleet-0000.err").write_text(
         "a\nb\n"
     )
     last = call("logs", results / "x" / sweep.runs[0].run_id, "-n", 1).stdout

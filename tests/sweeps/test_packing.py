@@ -14,7 +14,7 @@ from waiting import wait_idle, wait_until
 
 from agents import registry
 from bench.rundir import RunDir
-from sweeps import cost, devices, expand, launch, measured, plan, plan_text, record, sizing, state
+from sweeps import cost, devices, expand, launch, launches, measured, plan, plan_text, sizing, state
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
 from sweeps.measured import Measurement
@@ -172,7 +172,7 @@ def test_a_slot_trains_a_pack_side_by_side(write: Write, results: Path, behave: 
     everything = launch.cancel(results / "x", grace_s=20)
     assert everything.killed == ()
     assert states() == ["pending", "failed", "pending", "done", "done"]
-    assert not record.live(results / "x")
+    assert not launches.live(results / "x")
 
 
 @pytest.mark.whole

@@ -14,7 +14,7 @@ from slurm_cases import FAKE, attempts, executor, job_words, load, run_dirs, sta
 from slurm_cluster import SlurmCluster
 from typer.testing import CliRunner
 
-from sweeps import launch, record, slurm_state
+from sweeps import launch, launches, slurm_state
 from sweeps.cli import app
 
 pytestmark = pytest.mark.whole
@@ -144,7 +144,7 @@ def test_scancel_of_one_task_leaves_the_others(
     everything = call("cancel", write(FAKE), "--results", results)
     assert "1 run cancelled; launching again goes on with them" in everything
     wait_for(lambda: states(sweep, results) == ["pending", "done", "pending"])
-    wait_for(lambda: not record.live(results / "x"))
+    wait_for(lambda: not launches.live(results / "x"))
 
 
 def test_cancelling_some_runs_of_a_fleet(
@@ -189,7 +189,7 @@ def test_a_job_that_never_started(
     status = json.loads(call("status", write(FAKE), "--set", "seeds=2", "--results", results, "--json"))
     assert status["launches"] == [launched.name]
     assert len(launch.cancel(results / "x").runs) == 2
-    wait_for(lambda: not record.live(results / "x"))
+    wait_for(lambda: not launches.live(results / "x"))
     assert launch.launch(sweep, results, executor(tmp_path)).record is not None
     wait_for(lambda: states(sweep, results) == ["done"] * 2)
 
@@ -207,7 +207,7 @@ def test_a_thousand_runs_are_planned_and_submitted_in_seconds(
         [("0-599%2", "2")],  # together five at a time, in arrays of at most 1001
         [("0-599%3", "3")],
     ]
-    assert len(record.live(results / "x")[0].owned()) == 1200
+    assert len(launches.live(results / "x")[0].owned()) == 1200
     assert took_s < 30.0
     launch.cancel(results / "x")
-    wait_for(lambda: not record.live(results / "x"))
+    wait_for(lambda: not launches.live(results / "x"))

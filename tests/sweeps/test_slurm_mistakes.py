@@ -14,7 +14,7 @@ from slurm_cases import FAKE, executor, job_words, load, start, states, wait_for
 from slurm_cluster import SlurmCluster
 
 from bench.errors import UserError
-from sweeps import cluster, launch, record, slurm_limits, slurm_state
+from sweeps import cluster, launch, launches, slurm_limits, slurm_state
 from sweeps.slurm import Chunk, PartlySubmitted, chunks
 from sweeps.slurm_limits import Limits, read
 
@@ -86,7 +86,7 @@ def test_refusals_leave_nothing_behind(
         with pytest.raises(UserError, match=message):
             launch.launch(sweep, results, executor(tmp_path, **keys))
         assert not list((results / "x").glob("[!.]*"))
-        assert not record.records(results / "x")
+        assert not launches.records(results / "x")
     assert not slurm.run("squeue", "--noheader").stdout
 
 
@@ -133,7 +133,7 @@ def test_a_full_disk_submits_nothing(write: Write, behave: Behave, slurm: SlurmC
         with pytest.raises(UserError, match="No space left on device; nothing was started: make room"):
             launch.launch(load(write, FAKE), disk / "results", executor(tmp_path))
         assert not slurm.run("squeue", "--noheader").stdout
-        assert not record.records(disk / "results" / "x")
+        assert not launches.records(disk / "results" / "x")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from waiting import wait_until
 
 from bench.rundir import RunDir
-from sweeps import expand, follow, launch, plan, record, slurm_state, state, status, status_text
+from sweeps import expand, follow, launch, launches, plan, slurm_state, state, status, status_text
 from sweeps.cli import app
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
@@ -109,7 +109,7 @@ def test_status_for_people_and_programs(write: Write, results: Path, behave: Beh
     arguments = ["status", str(file), "--results", str(results), "--by", "domain"]
     shown = CliRunner().invoke(app, arguments).stdout
     assert "4 runs: 1 running, 3 pending; 1 launch working" in shown
-    (name,) = (launched.name for launched in record.live(results / "x"))
+    (name,) = (launched.name for launched in launches.live(results / "x"))
     assert f"3 pending: waits for a slot of launch {name}" in shown
     value = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert value["counts"]["running"] == 1
@@ -126,7 +126,7 @@ def test_eta_counts_the_workers_of_a_pack(write: Write, results: Path, behave: B
     launch.launch(sweep, results, LocalExecutor())
     wait_until(lambda: sum(run.progress.last_return is not None for run in read(sweep, results)) == 2)
     # Two with 500 agent steps to go and two with 1000, at 100 a second, two at a time.
-    assert follow.eta_s(read(sweep, results), record.live(results / "x")) == pytest.approx(15.0)
+    assert follow.eta_s(read(sweep, results), launches.live(results / "x")) == pytest.approx(15.0)
 
 
 @pytest.fixture
@@ -157,21 +157,21 @@ def test_slurm_says_why_runs_wait(
     stale.beat(env_steps=10, wall_s=1.0)
     content = json.loads((stale.path / "heartbeat").read_text())
     (stale.path / "heartbeat").write_text(json.dumps(content | {"time": 0}))
-    looked = status.Launches(results / "x")
+    looked = launches.Launches(results / "x")
     for _ in range(3):
-        launches = looked.read()
+        found = looked.read()
     assert asked == [[launched.name]]  # once, though it was looked at three times
     runs = read(sweep, results)
     assert [run.state for run in runs] == ["pending", "pending", "stale", "pending"]
-    assert list(status.why(runs, launches).values()) == [
+    assert list(status.why(runs, found).values()) == [
         "Slurm: PENDING (Priority)",
         "Slurm: PENDING (Priority)",
         "Slurm: NODE_FAIL",
         "not launched",
     ]
-    assert [one.alive for one in launches] == [True]
-    assert follow.eta_s(runs, launches) is None
-    monkeypatch.setattr(status, "ASK_SLURM_EVERY_S", 0.0)
+    assert [one.alive for one in found] == [True]
+    assert follow.eta_s(runs, found) is None
+    monkeypatch.setattr(launches, "ASK_SLURM_EVERY_S", 0.0)
     looked.read()
     assert len(asked) == 2
 

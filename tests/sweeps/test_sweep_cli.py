@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from waiting import wait_idle, wait_until
 
 from bench.errors import UserError
-from sweeps import expand, follow, launch, record, state
+from sweeps import expand, follow, launch, launches, state
 from sweeps.cli import app
 from sweeps.local import LocalExecutor
 
@@ -91,7 +91,7 @@ def test_launch_wait_failure_and_retry(write: Write, results: Path, behave: Beha
     retried = call("retry", file, "--results", results, "--wait", "--run", "cup-catch/*")
     assert retried.exit_code == 0, retried.stdout
     assert "started 1 run in 1 fleet" in retried.stdout
-    assert record.records(results / "x")[-1].info["retried"][0]["error"] == "ValueError: the reward was not a number"
+    assert launches.records(results / "x")[-1].info["retried"][0]["error"] == "ValueError: the reward was not a number"
     by_folder = json.loads(call("status", results, "--json").stdout)
     assert by_folder["counts"]["done"] == 2
 
@@ -109,7 +109,7 @@ def test_status_and_cancel_while_it_runs(write: Write, results: Path, behave: Be
     assert "2 runs: 2 running; 1 launch working, ETA 5 s" in shown
     assert "2,000/4,000" in shown
     assert "sac [small]" in shown
-    runs, live = state.read_all(results / "x", sweep.runs), record.live(results / "x")
+    runs, live = state.read_all(results / "x", sweep.runs), launches.live(results / "x")
     drawn = io.StringIO()
     Console(file=drawn, width=150, markup=False).print(follow.display(runs, live))
     assert "sac [small] cup-catch seed 1" in drawn.getvalue()

@@ -15,7 +15,7 @@ from waiting import wait_idle, wait_until
 from bench.errors import UserError
 from bench.processes import Process
 from bench.rundir import RunDir
-from sweeps import expand, follow, launch, plan, record, state
+from sweeps import expand, follow, launch, launches, plan, state
 from sweeps.expand import Sweep
 from sweeps.local import LocalExecutor
 from sweeps.record import LaunchRecord
@@ -42,7 +42,7 @@ def run_dirs(sweep: Sweep, results: Path) -> list[RunDir]:
 
 
 def live_record(sweep: Sweep, results: Path) -> LaunchRecord:
-    (found,) = record.live(results / sweep.name)
+    (found,) = launches.live(results / sweep.name)
     return found
 
 
@@ -151,7 +151,7 @@ def test_cancel_is_final_for_a_worker_that_does_not_listen(write: Write, results
     cancelled = launch.cancel(results / "x", grace_s=0.3)
     assert worker in cancelled.killed
     assert not worker.alive
-    assert not record.live(results / "x")
+    assert not launches.live(results / "x")
     assert states(sweep, results) == ["pending"]
 
 
@@ -204,7 +204,7 @@ def test_submission_failure_is_one_line(
     monkeypatch.setattr("sweeps.local.sys.executable", "/bin/false")
     with pytest.raises(UserError, match=r"the slots of launch .* could not be started: no output \(log: "):
         launch.launch(expand.load(write(TEXT)), results, LocalExecutor())
-    assert not record.live(results / "x")
+    assert not launches.live(results / "x")
 
 
 def test_following_says_what_happens(
@@ -214,7 +214,7 @@ def test_following_says_what_happens(
     behave(seed3="fail", seed1="sleep")
     launch.launch(sweep, results, LocalExecutor())
     wait_until(lambda: any(run.progress.last_return for run in state.read_all(results / "x", sweep.runs)))
-    runs, live = state.read_all(results / "x", sweep.runs), record.live(results / "x")
+    runs, live = state.read_all(results / "x", sweep.runs), launches.live(results / "x")
     (row,) = follow.rows(runs, live)
     assert row[0] == "sac cup-catch seeds 1,2"
     assert row[2:4] == ("return 12.5", "100.0 agent steps/s")
