@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.entries import AgentEntry
 from agents.protocol import Agent, Batch, Observing
-from agents.registry import AgentEntry
 from bench import agent_spec
 from bench.replay import Replay
 from bench.tasks import Task

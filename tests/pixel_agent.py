@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents import registry
+from agents import entries
 from agents.protocol import AgentSpec, Batch, ReplaySpec
 from bench import tasks
 from bench.seeding import derive_seed
@@ -124,7 +124,7 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The agent and its task, known to this process from now on."""
     install(site)
     monkeypatch.syspath_prepend(site)
-    caches = (registry._registered, tasks._table, tasks._sets)
+    caches = (entries.installed, tasks._table, tasks._sets)
     for cached in caches:
         cached.cache_clear()
     yield

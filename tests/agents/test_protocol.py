@@ -9,7 +9,8 @@ import torch
 from small_settings import SMALL
 
 from agents import registry
-from agents.registry import BUILT_IN, AgentEntry, get, resolve_hyperparameters
+from agents.entries import AgentEntry
+from agents.registry import BUILT_IN, get, resolve_hyperparameters
 from bench.agent_checks import CHECKS, Check, run_check
 from bench.agent_probe import Probe
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents import registry
-from agents.registry import AgentEntry, resolve_hyperparameters
+from agents import entries, registry
+from agents.entries import AgentEntry
+from agents.registry import resolve_hyperparameters
 from bench.errors import UserError
 from bench.tasks import Task, get
 
@@ -29,7 +30,7 @@ class Hyperparameters(BaseModel):
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = AgentEntry("toy", "nowhere:Toy", "test_registry:Hyperparameters", ("state", "rgb"), None, "a toy")
     monkeypatch.setattr(registry, "BUILT_IN", (*registry.BUILT_IN, entry))
-    monkeypatch.setattr(registry, "_resolve", lambda path: Hyperparameters)
+    monkeypatch.setattr(entries, "_resolve", lambda path: Hyperparameters)
 
 
 def test_defaults_by_the_task_lie_between_the_users_values_and_the_agents_own() -> None:

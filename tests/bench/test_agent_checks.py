@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from agents.registry import AgentEntry, get
+from agents.entries import AgentEntry
+from agents.registry import get
 from baselines.sac import SAC
 from bench import contract
 from bench.__main__ import build_app
