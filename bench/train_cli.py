@@ -13,57 +13,75 @@ from bench.errors import UserError
 from bench.overrides import parse_overrides
 
 if TYPE_CHECKING:
+    from bench.fleet import TrainOptions
+    from bench.rundir import RunDir
     from bench.runspec import RunSpec
     from bench.tasks import Task
 
 app = typer.Typer()
 
+AgentName = Annotated[str, typer.Argument(help="An agent of `bench agents`.")]
+TaskName = Annotated[
+    str, typer.Argument(help="A task of `bench tasks`; with --data tasks and sets, separated by commas.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")]
+ObsKind = Annotated[str | None, typer.Option(help="state or rgb; the agent's first by default.")]
+EnvSteps = Annotated[int | None, typer.Option(min=1, help="Budget; the task's own by default.")]
+EvalEveryEnvSteps = Annotated[int | None, typer.Option(min=1, help="The task's own by default.")]
+NumEnvs = Annotated[int, typer.Option(min=1, help="Training environments of the run.")]
+Results = Annotated[Path, typer.Option(help="The run goes below this folder.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Learn offline, several tasks at once: a data set that `bench data convert` made."),
+]
+Updates = Annotated[int | None, typer.Option(min=1, help="Budget with --data; 10 million by default.")]
+EvalEveryUpdates = Annotated[int | None, typer.Option(min=1, help="With --data; 50,000 by default.")]
+Init = Annotated[
+    Path | None,
+    typer.Option(help="Finetune: start from an authors' file (.pt), a run directory or one of its checkpoints."),
+]
+InitTask = Annotated[
+    str | None,
+    typer.Option(help="Of a multi-task checkpoint: the similar task whose embedding the new one starts from."),
+]
+# How runs are executed, for `worker` too.
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+EnvWorkers = Annotated[int, typer.Option(min=0, help="Environment processes; 0: none of their own.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")]
+CheckpointEveryS = Annotated[float, typer.Option(min=0)]
+Video = Annotated[bool, typer.Option(help="An mp4 of one episode of each evaluation.")]
+KeepReplay = Annotated[bool, typer.Option(help="Keep the replay, so that the run can be extended later.")]
+Sinks = Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")]
+Graphs = Annotated[bool, typer.Option("--cuda-graphs", help="On a GPU: record acting and updating, and replay them.")]
+
 
 @app.command("train")
 def train_command(
-    agent: Annotated[str, typer.Argument(help="An agent of `bench agents`.")],
-    task: Annotated[
-        str, typer.Argument(help="A task of `bench tasks`; with --data tasks and sets, separated by commas.")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Hyperparameters, key=value.")] = None,
-    obs: Annotated[str | None, typer.Option(help="state or rgb; the agent's first by default.")] = None,
+    agent: AgentName,
+    task: TaskName,
+    overrides: Overrides = None,
+    obs: ObsKind = None,
     seed: Annotated[int, typer.Option(min=0)] = 1,
-    env_steps: Annotated[int | None, typer.Option(min=1, help="Budget; the task's own by default.")] = None,
-    eval_every_env_steps: Annotated[int | None, typer.Option(min=1, help="The task's own by default.")] = None,
+    env_steps: EnvSteps = None,
+    eval_every_env_steps: EvalEveryEnvSteps = None,
     eval_episodes: Annotated[int, typer.Option(min=1)] = 10,
-    num_envs: Annotated[int, typer.Option(min=1, help="Training environments of the run.")] = 1,
-    results: Annotated[Path, typer.Option(help="The run goes below this folder.")] = Path("results/train"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    env_workers: Annotated[int, typer.Option(min=0, help="Environment processes; 0: none of their own.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the learner on a CPU.")] = 2,
-    checkpoint_every_s: Annotated[float, typer.Option(min=0)] = 300.0,
-    video: Annotated[bool, typer.Option(help="An mp4 of one episode of each evaluation.")] = False,
-    keep_replay: Annotated[bool, typer.Option(help="Keep the replay, so that the run can be extended later.")] = False,
-    sink: Annotated[list[str] | None, typer.Option(help="tensorboard, wandb; may be given twice.")] = None,
-    graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="On a GPU: record acting and updating, and replay them.")
-    ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Learn offline, several tasks at once: a data set that `bench data convert` made."),
-    ] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="Budget with --data; 10 million by default.")] = None,
-    eval_every_updates: Annotated[int | None, typer.Option(min=1, help="With --data; 50,000 by default.")] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(help="Finetune: start from an authors' file (.pt), a run directory or one of its checkpoints."),
-    ] = None,
-    init_task: Annotated[
-        str | None,
-        typer.Option(help="Of a multi-task checkpoint: the similar task whose embedding the new one starts from."),
-    ] = None,
+    num_envs: NumEnvs = 1,
+    results: Results = Path("results/train"),
+    device: Device = "cpu",
+    env_workers: EnvWorkers = 1,
+    threads: Threads = 2,
+    checkpoint_every_s: CheckpointEveryS = 300.0,
+    video: Video = False,
+    keep_replay: KeepReplay = False,
+    sink: Sinks = None,
+    graphs: Graphs = False,
+    data: Data = None,
+    updates: Updates = None,
+    eval_every_updates: EvalEveryUpdates = None,
+    init: Init = None,
+    init_task: InitTask = None,
 ) -> None:
     """Train one run; the same command again goes on where it stopped."""
-    from bench import pretrained
-    from bench.envs import agents_pixels, make
-    from bench.rundir import RunDir
-    from bench.tasks import get as get_task
-
     changed = parse_overrides(overrides or [])
     if graphs:
         _check_graphs(agent, device)
@@ -84,22 +102,36 @@ def train_command(
         _refuse("learning online: leave it out with --data", steps | others)
         schedule = {"updates": updates, "eval_every_updates": eval_every_updates, "eval_episodes": eval_episodes}
         spec = _offline(agent, task, obs, changed, data, seed, schedule)
-    # What is missing for this task is said before anything is written.
+    run = _directory(spec, results)
+    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, graphs=graphs)
+    _train(run, spec.budget, options)
+
+
+def _directory(spec: RunSpec, results: Path) -> RunDir:
+    """Where the run trains. What is missing for its tasks, or for its start, is said before anything is written."""
+    from bench import pretrained
+    from bench.envs import agents_pixels, make
+    from bench.rundir import RunDir
+    from bench.tasks import get as get_task
+
     for name in {get_task(name).domain: name for name in spec.tasks}.values():
         make(name, spec.obs, pixels=agents_pixels(spec.hyperparameters)).close()
-    run = RunDir(results / spec.run_id)
-    if spec.init is not None and not run.newest_checkpoint():
+    if spec.init is not None and not RunDir(results / spec.run_id).newest_checkpoint():
         pretrained.check_here(spec.init)
     run = RunDir.create(results, spec)
     run.update_spec(spec)
+    return run
+
+
+def _train(run: RunDir, budget: int, options: TrainOptions) -> None:
+    """Train a run to its budget, and exit as a worker does."""
     from bench.failures import EXIT_INTERRUPTED
     from bench.worker import main
 
-    if run.progress(spec.budget).state == "done":
+    if run.progress(budget).state == "done":
         typer.echo(f"done already: {run.path}")
         return
     typer.echo(f"run {run.path}")
-    options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, graphs=graphs)
     code = main([run.path], options)
     if code == EXIT_INTERRUPTED:
         typer.echo("stopped at a checkpoint: the same command goes on from there")
@@ -213,7 +245,7 @@ def _options(
     sink: list[str] | None,
     pack: int = 1,
     graphs: bool = False,
-) -> Any:
+) -> TrainOptions:
     from bench.fleet import TrainOptions
 
     sinks = tuple(sink or ())
@@ -223,18 +255,16 @@ def _options(
 @app.command("worker")
 def worker_command(
     runs: Annotated[list[Path], typer.Argument(help="Run directories that train as one fleet.")],
-    device: str = "cpu",
-    env_workers: Annotated[int, typer.Option(min=0)] = 1,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    checkpoint_every_s: Annotated[float, typer.Option(min=0)] = 300.0,
-    video: bool = False,
-    keep_replay: bool = False,
-    sink: list[str] | None = None,
+    device: Device = "cpu",
+    env_workers: EnvWorkers = 1,
+    threads: Threads = 2,
+    checkpoint_every_s: CheckpointEveryS = 300.0,
+    video: Video = False,
+    keep_replay: KeepReplay = False,
+    sink: Sinks = None,
     quiet: Annotated[bool, typer.Option(help="No progress lines.")] = False,
     pack: Annotated[int, typer.Option(min=1, help="Workers on this device, this one included: noted.")] = 1,
-    graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="On a GPU: record acting and updating, and replay them.")
-    ] = False,
+    graphs: Graphs = False,
 ) -> None:
     """Train run directories as one fleet: what a sweep's jobs execute.
 
