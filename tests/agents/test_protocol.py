@@ -14,16 +14,29 @@ from agents.registry import BUILT_IN, get, resolve_hyperparameters
 from bench.agent_checks import CHECKS, Check, run_check
 from bench.agent_probe import Probe
 
-CASES = [(entry.name, kind) for entry in BUILT_IN for kind in entry.obs_kinds]
+LONG = ("resume", "fleet", "regroup", "nan")
+"""Checks of a dozen updates: in `make test-fast` from the first kind of observation alone, which is the quicker one."""
+CASES = [
+    pytest.param(
+        check,
+        entry.name,
+        obs,
+        id=f"{check.name}-{entry.name}-{obs}",
+        marks=[pytest.mark.whole] if check.name in LONG and obs != entry.obs_kinds[0] else [],
+    )
+    for check in CHECKS
+    for entry in BUILT_IN
+    for obs in entry.obs_kinds
+]
 
 
 @cache
 def probe(agent: str, obs: str) -> Probe:
-    return Probe(get(agent), resolve_hyperparameters(agent, SMALL[agent], None, obs), obs)
+    few = {"batch_size": 4} if obs == "rgb" else {}
+    return Probe(get(agent), resolve_hyperparameters(agent, SMALL[agent] | few, None, obs), obs)
 
 
-@pytest.mark.parametrize(("agent", "obs"), CASES)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize(("check", "agent", "obs"), CASES)
 def test_the_protocol(check: Check, agent: str, obs: str) -> None:
     assert agent in SMALL, f"give {agent} a row of small hyperparameters in small_settings.py"
     torch.set_num_threads(1)

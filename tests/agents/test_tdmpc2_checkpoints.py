@@ -77,7 +77,7 @@ def test_a_model_of_one_task(layout, wrap, tmp_path):
     path = written(tmp_path, entries)
     file = AuthorsFile.read(path)
     assert (file.layout, file.num_tasks, file.obs_size, file.action_size) == (layout, 0, 24, 6)
-    agent = agent_of(file)
+    agent = agent_of(file, num_samples=32, num_elites=4, iterations=2)
     assert agent.hp.model_size == 1
     assert agent.model.num_parameters == 1_214_651
     assert agent.gamma == pytest.approx(0.99)

@@ -14,6 +14,8 @@ from agents.tdmpc2.world_model import WorldModel
 from bench.tasks import task_set
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}
+FEW = {"num_samples": 8, "num_elites": 3, "num_pi_trajs": 2, "iterations": 2}
+"""Candidates for the plain version, which takes them one by one."""
 META = torch.device("meta")
 
 
@@ -35,7 +37,7 @@ class TestAgainstThePlainVersion:
         agent = make(**overrides)
         assert (agent.model.tasks.embedding.norm(dim=2) > 1).any()
         references = [PlainRun(agent, run) for run in range(2)]
-        for repeat in range(3):
+        for repeat in range(2):
             batch = batch_of((10 + repeat, 20), horizon=agent.hp.horizon)
             draws = record(agent, "learn")
             metrics = agent.update(batch)
@@ -47,7 +49,7 @@ class TestAgainstThePlainVersion:
 
     @pytest.mark.parametrize("explore", [True, False])
     def test_plan_candidate_by_candidate(self, explore):
-        agent = make(num_envs=3)
+        agent = make(num_envs=3, **FEW)
         stream = "explore" if explore else "evaluate"
         task = torch.tensor([[0, 1, 2], [3, 1, 1]])
         obs = torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(0))
@@ -59,7 +61,7 @@ class TestAgainstThePlainVersion:
             for run, reference in enumerate(references):
                 for env in range(3):
                     expected, mean = reference.plan(
-                        obs[call, run, env], starts[run, env], env, draws.of_run(run), 3, explore, int(task[run, env])
+                        obs[call, run, env], starts[run, env], env, draws.of_run(run), 2, explore, int(task[run, env])
                     )
                     torch.testing.assert_close(action[run, env], expected, **CLOSE)
                     starts[run, env] = torch.cat([mean[1:], torch.zeros(1, 3)])

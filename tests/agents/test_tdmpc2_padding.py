@@ -32,7 +32,7 @@ def alone(run):
 
 
 def make(spec, seeds, **overrides):
-    return TDMPC2(spec, Hyperparameters(**SMALL | overrides), seeds, CPU)
+    return TDMPC2(spec, Hyperparameters(**SMALL | {"iterations": 2} | overrides), seeds, CPU)
 
 
 def pair(jitter=0.3, **overrides):

@@ -35,7 +35,7 @@ class TestAgainstThePlainVersion:
     def test_losses_gradients_and_parameters(self, overrides):
         agent = make_agent(**overrides)
         references = [PlainRun(agent, run) for run in range(3)]
-        for repeat in range(3):
+        for repeat in range(2):
             batch = make_batch(seeds=(10 + repeat, 20, 30), horizon=agent.hp.horizon)
             draws = record(agent, "learn")
             metrics = agent.update(batch)

@@ -25,7 +25,9 @@ class MetaNoise(Noise):
 
 def on_meta(monkeypatch, spec, **overrides):
     monkeypatch.setattr(tdmpc2, "Noise", MetaNoise)
-    agent = tdmpc2.TDMPC2(replace(spec, num_envs=N), Hyperparameters(**(SMALL | overrides)), [1] * RUNS, META)
+    agent = tdmpc2.TDMPC2(
+        replace(spec, num_envs=N), Hyperparameters(**(SMALL | {"iterations": 1} | overrides)), [1] * RUNS, META
+    )
     for optimizer in (agent.optimizer, agent.policy_optimizer):
         for group in optimizer.param_groups:  # the fused kernel knows no meta tensors
             group["fused"], group["foreach"] = False, True

@@ -15,7 +15,12 @@ from bench.envs.dmcontrol import DMControl
 from bench.envs.errors import ActionError, SimulatorError
 from bench.errors import UserError
 
-ROWS = tasks.task_set("dmcontrol")
+SLOW = ("dog-stand", "dog-trot", "dog-walk")
+"""Rows of `make test` alone: dog-run, which has the same body, is in `make test-fast`, and a dog takes seconds."""
+ROWS = [
+    pytest.param(task, id=task.name, marks=[pytest.mark.whole] if task.name in SLOW else [])
+    for task in tasks.task_set("dmcontrol")
+]
 CONTROL_S = {  # seconds of an env step, by body
     "acrobot": 0.01,
     "cartpole": 0.01,
@@ -47,7 +52,7 @@ def episode(env: Any, seed: int | None, agent_steps: int, action_seed: int = 0) 
     return np.stack(observations), np.array(rewards)
 
 
-@pytest.mark.parametrize("task", ROWS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", ROWS)
 def test_every_row(task: tasks.Task) -> None:
     """Sizes, seeds and action repeat of each of the 39 tasks."""
     env = envs.make(task)

@@ -52,11 +52,20 @@ def count(rows: Sequence[tasks.Task], seeds: Sequence[int]) -> tuple[int, int, l
     return ever, last, missed
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mw-drawer-open",
+        "mw-peg-insert-side",
+        *(
+            pytest.param(name, marks=pytest.mark.whole)
+            for name in ("mw-assembly", "mw-pick-place", "mw-window-close", "mw-reach-wall")
+        ),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_scripted_policies_solve_a_few_tasks() -> None:
-    names = ("mw-assembly", "mw-pick-place", "mw-drawer-open", "mw-peg-insert-side", "mw-window-close", "mw-reach-wall")
-    ever, last, missed = count([tasks.get(name) for name in names], seeds=[0])
-    assert ever == last == len(names), missed
+def test_scripted_policies_solve_a_few_tasks(name: str) -> None:
+    assert count([tasks.get(name)], seeds=[0])[:2] == (1, 1)
 
 
 @pytest.mark.slow

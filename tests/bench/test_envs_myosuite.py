@@ -23,7 +23,7 @@ def make(name: str, **options: Any) -> MyoSuite:
     return env
 
 
-@pytest.mark.parametrize("name", ["myo-key-turn", "myo-pen-twirl-hard"])
+@pytest.mark.parametrize("name", [pytest.param("myo-key-turn", marks=pytest.mark.whole), "myo-pen-twirl-hard"])
 def test_a_task_is_the_packages_own_without_its_early_ends(name: str) -> None:
     """Rewards and observations as the package gives them; its `done` and its shorter time limits end nothing."""
     task = tasks.get(name)
