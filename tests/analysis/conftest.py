@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import style
 from analysis.tables import frame
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.schema import EVALS
 
 EPISODES = 2
+
+
+@pytest.fixture(scope="module")
+def simple_fonts() -> Iterator[None]:
+    """PDFs with Type 3 fonts: embedding those of a paper is most of a figure's time, and other tests do it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(style.SETTINGS, "pdf.fonttype", 3)
+        yield
 
 
 @pytest.fixture(scope="session")

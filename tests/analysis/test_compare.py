@@ -130,6 +130,7 @@ def test_different_action_repeat_is_a_warning(make_evals):
     )
 
 
+@pytest.mark.usefixtures("simple_fonts")
 def test_output_says_everything(compared, tmp_path):
     text = as_markdown(compared, REPS)
     for words in ("2 common tasks", "Warning: dmcontrol", "higher on 1 (walker-walk)", "## Equal time", "Not known"):
@@ -264,6 +265,7 @@ def test_a_table_is_a_side(make_evals, tmp_path):
         load_side(str(tmp_path / "bad.csv"))
 
 
+@pytest.mark.usefixtures("simple_fonts")
 def test_command_compares_and_warns(make_run, tmp_path):
     for seed in (1, 2, 3):
         make_run(tmp_path / "r", {4_000_000: 990.0}, agent="mine", seed=seed, budget_env_steps=4_000_000)

@@ -143,6 +143,7 @@ def test_they_stay_out_of_what_is_over_env_steps(folder: Path) -> None:
     assert len(note.items) == 2
 
 
+@pytest.mark.usefixtures("simple_fonts")
 @pytest.mark.parametrize("alone", [False, True])
 def test_report(folder: Path, tmp_path: Path, alone: bool) -> None:
     page = write_report(collect(folder / "tdmpc2" if alone else folder), tmp_path / "r.html", "results", reps=100)

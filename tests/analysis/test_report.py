@@ -38,7 +38,7 @@ def results(make_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(results, tmp_path_factory):
+def page(results, simple_fonts, tmp_path_factory):
     """The report about `results`."""
     return write_report(collect(results), tmp_path_factory.mktemp("page") / "report.html", "results/quick", REPS)
 
@@ -104,7 +104,7 @@ def test_page_is_self_contained_with_text_for_every_figure(page):
     assert pd.read_csv(folder / "aggregates.csv").columns.tolist()[:3] == ["agent", "metric", "value"]
 
 
-def test_report_from_collected_tables_is_the_same_bytes(results, page, tmp_path):
+def test_report_from_collected_tables_is_the_same_bytes(simple_fonts, results, page, tmp_path):
     write_tables(collect(results), tmp_path / "tables")
     again = write_report(load_tables(tmp_path / "tables"), tmp_path / "report.html", "results/quick", REPS)
     contents = [
@@ -115,7 +115,7 @@ def test_report_from_collected_tables_is_the_same_bytes(results, page, tmp_path)
     assert [name for name in contents[0] if contents[0][name] != contents[1][name]] == []
 
 
-def test_nothing_from_outside_is_markup(make_run, tmp_path):
+def test_nothing_from_outside_is_markup(undrawn, make_run, tmp_path):
     folder = tmp_path / "results"
     # A slash would be a folder, so names use a tag without one; messages hold the whole.
     evil_name = "<script>alert(1)<script>"

@@ -8,70 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from toy_envs import row
 
 from bench import tasks
 from bench.envs import rendering
-from bench.envs.base import TaskEnv
 from bench.envs.errors import ActionError, WorkerError
 from bench.envs.pool import EnvPool, StepResult
 from bench.errors import UserError
-from bench.tasks import Task
-
-# Environments that misbehave, built in the workers by this module's functions.
-
-
-class Toy(TaskEnv):
-    """Observation: (seed, env steps, last action, process id); reward: the action. `trouble` comes at the 2nd step."""
-
-    def __init__(self, task: Task, trouble: Callable[[], None] | None = None, **options: Any) -> None:
-        options.pop("obs")
-        super().__init__(task, **options)
-        self.trouble = trouble
-
-    def _reset_simulator(self, seed: int) -> np.ndarray:
-        self.env_steps = 0
-        return np.array([seed, 0, 0, os.getpid()])
-
-    def _step_simulator(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, float]:
-        self.env_steps += 1
-        if self.env_steps == 2 and self.trouble is not None:
-            self.trouble()
-        obs = np.array([self.episode_seed, self.env_steps, action[0], os.getpid()])
-        return obs, float(action[0]), False, float(action[0] > 0.5)
-
-    def _draw(self, height: int, width: int) -> np.ndarray:
-        return np.zeros((height, width, 3), np.uint8)
-
-
-def toy(task: Task, **options: Any) -> Toy:
-    return Toy(task, **options)
-
-
-def raising(task: Task, **options: Any) -> Toy:
-    return Toy(task, trouble=lambda: {}["no such key"], **options)
-
-
-def dying(task: Task, **options: Any) -> Toy:
-    return Toy(task, trouble=lambda: os.kill(os.getpid(), signal.SIGKILL), **options)
-
-
-def hanging(task: Task, **options: Any) -> Toy:
-    return Toy(task, trouble=lambda: time.sleep(600), **options)
-
-
-def unbuildable(task: Task, **options: Any) -> Toy:
-    raise UserError("this simulator wants a licence")
-
-
-def row(function: str, episode_agent_steps: int = 5) -> Task:
-    return Task(function, "mine", f"{__name__}:{function}", 4, 1, 1, episode_agent_steps, 100, "return")
 
 
 def steps(pool: EnvPool, agent_steps: int) -> list[StepResult]:
@@ -269,10 +218,10 @@ SCRIPT = """
 import sys
 import numpy as np
 from bench.envs.pool import EnvPool
-import test_envs_pool as t
+from toy_envs import row
 
 if __name__ == "__main__":
-    pool = EnvPool([t.row("toy", 10**6), t.row(sys.argv[1], 10**6)], workers=2)
+    pool = EnvPool([row("toy", 10**6), row(sys.argv[1], 10**6)], workers=2)
     print(*pool.reset([0, 1], seeds=[1, 2])[:, 3].astype(int), flush=True)
     while True:
         pool.step(np.zeros((2, 1)))
@@ -329,7 +278,7 @@ def test_rendering_in_a_worker() -> None:
     except UserError as error:
         pytest.skip(str(error))
     names = ["walker-run", "walker-run-backwards"]
-    with EnvPool(names, workers=1, render=True) as pool, EnvPool(names, workers=1) as blind:
+    with EnvPool(names, workers=1, render=True) as pool, EnvPool(names) as blind:
         pool.reset([0, 1], seeds=[1, 2])
         blind.reset([0, 1], seeds=[1, 2])
         first = pool.render(1, height=64, width=96)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import offline_cases
 import pytest
 import torch
 from pixel_agent import installed
@@ -32,7 +33,6 @@ from small_settings import SMALL
 
 TINY = (16, 24, 16, 2, 3, 12)
 """Widths of a file of the authors: encoder, hidden, latent, layers, Q-functions, task embedding."""
-TASKS = ["cup-catch", "cartpole-balance", "pendulum-swingup"]
 
 
 def run(*arguments: str) -> Any:
@@ -78,22 +78,31 @@ def test_the_policy_of_a_file_plays_as_its_tensors_say(tmp_path: Path) -> None:
     assert "layout of 2023" in result["what"]
 
 
-def test_a_model_of_several_tasks_pads_cuts_and_masks(tmp_path: Path) -> None:
+@pytest.fixture
+def brief_tasks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of tasks of 8 and 12 agent steps, two of one shape and one of another."""
+    offline_cases.install(monkeypatch)
+    yield offline_cases.NAMES
+    monkeypatch.undo()
+    offline_cases.clear()
+
+
+def test_a_model_of_several_tasks_pads_cuts_and_masks(brief_tasks: list[str], tmp_path: Path) -> None:
     path = save(tmp_path, "three.pt", layout="2023", tasks=3, obs=8, action=2)
-    names = [option for task in TASKS for option in ("--model-tasks", task)]
+    names = [option for task in brief_tasks for option in ("--model-tasks", task)]
     result = evaluate(str(path), "mpc=false", "--episodes", "1", *names)
-    assert [row["task"] for row in result["tasks"]] == TASKS
+    assert [row["task"] for row in result["tasks"]] == brief_tasks
     assert result["mean_score"] == pytest.approx(sum(row["score"] for row in result["tasks"]) / 3)
     plain = Plain(torch.load(path, weights_only=True))
     embedding = plain.embed(2)
 
     def act(obs: torch.Tensor) -> torch.Tensor:
-        padded = torch.cat([obs, torch.zeros(8 - len(obs)), embedding])
+        padded = torch.cat([obs, torch.zeros(3), embedding])
         z = plain.stack("_encoder.state", padded, simplices=True)
         return plain.stack("_pi", torch.cat([z, embedding]))[:1].tanh()
 
-    assert result["tasks"][2]["returns"] == pytest.approx([rollout("pendulum-swingup", 0, act)], rel=1e-3)
-    alone = evaluate(str(path), "mpc=false", "--episodes", "1", "--task", "pendulum-swingup", *names)
+    assert result["tasks"][2]["returns"] == pytest.approx([rollout(brief_tasks[2], 0, act)], rel=1e-3)
+    alone = evaluate(str(path), "mpc=false", "--episodes", "1", "--task", brief_tasks[2], *names)
     assert alone["tasks"][0]["returns"] == result["tasks"][2]["returns"]
     with pytest.raises(UserError, match="model of 3 tasks, and cup-spin is none of them"):
         evaluate(str(path), "--task", "cup-spin", *names)

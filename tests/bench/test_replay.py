@@ -203,18 +203,18 @@ def test_memory_grows_with_what_is_stored_and_stays_at_the_capacity():
 
     replay = make(spec(capacity=500), seeds=(1, 2), num_envs=2)
     world = World(replay)
-    for _ in range(3000):
+    for _ in range(1000):
         world.step(chance_of_end=0.02)
     # 4 % for the resets of episodes of about 25 steps, a little for the step by which memory grows.
     assert replay.allocated_bytes <= 1.15 * 2 * 500 * replay.bytes_per_entry
 
     # What a plan expects of a full replay is what a full one takes, where episodes are not very short.
-    replay = make(spec(capacity=2000), seeds=(1, 2), num_envs=1)
+    replay = make(spec(capacity=1000), seeds=(1, 2), num_envs=1)
     world = World(replay)
-    for _ in range(2500):
+    for _ in range(1250):
         world.step(chance_of_end=0.005)
     assert replay.full_bytes(agent_steps=10**6) == replay.allocated_bytes
-    assert replay.full_bytes(agent_steps=1000) == 2 * 1000 * 65 // 64 * replay.bytes_per_entry
+    assert replay.full_bytes(agent_steps=500) == 2 * 500 * 65 // 64 * replay.bytes_per_entry
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,13 @@ def test_slices_are_those_of_the_plain_lists_in_time_order(finished_only, num_en
 
 
 def test_every_start_is_equally_likely():
-    world = World(spec(batch_size=20_000, length=4), num_envs=2, seed=3)
+    world = World(spec(batch_size=8000, length=4), num_envs=2, seed=3)
     for _ in range(60):
         world.step()
     expected = [entries[0][0] for entries in world.slices()]
     counts = Counter(int(drawn[0][0]) for drawn in world.draw())
     assert counts.keys() <= set(map(int, expected))
-    mean = 20_000 / len(expected)
+    mean = 8000 / len(expected)
     chi_square = sum((counts[int(start)] - mean) ** 2 / mean for start in expected)
     freedom = len(expected) - 1
     assert abs(chi_square - freedom) < 4.5 * np.sqrt(2 * freedom)

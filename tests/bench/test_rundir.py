@@ -304,14 +304,16 @@ from pathlib import Path
 from bench.errors import UserError
 from bench.lock import RunLock
 from bench.rundir import RunDir
-lock = RunLock(RunDir(Path(sys.argv[1])))
-sys.stdin.readline()
-try:
-    lock.acquire()
-    print("held", flush=True)
-except UserError as error:
-    print("refused", flush=True)
-sys.stdin.readline()
+while sys.stdin.readline():
+    lock = RunLock(RunDir(Path(sys.argv[1])))
+    try:
+        lock.acquire()
+        print("held", flush=True)
+    except UserError as error:
+        print("refused", flush=True)
+    sys.stdin.readline()
+    lock.release()
+    print("over", flush=True)
 """
 
 
@@ -321,20 +323,25 @@ def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path) -> None:
     stale = Process.current().to_json() | {"pid": dead.pid, "started_ticks": 1}
     dead.wait()
     command = [sys.executable, "-c", CONTEND, str(run.path)]
+    contenders = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)]
     for _ in range(3):
         atomic.write_json(run.path / "lock", {"process": stale, "token": "x", "job_id": None})
-        contenders = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)
-        ]
-        for contender in contenders:
-            assert contender.stdin is not None
-            contender.stdin.write("go\n")
-            contender.stdin.flush()
-        answers = []
-        for contender in contenders:
-            assert contender.stdout is not None
-            answers.append(contender.stdout.readline().strip())
-        for contender in contenders:
-            contender.communicate("end\n")
-        assert sorted(answers) == ["held"] + ["refused"] * 5
+        answers = ask(contenders, "go")
         assert {path.name for path in run.path.iterdir()} == {"run.json", "lock"}
+        assert ask(contenders, "end") == ["over"] * 6
+        assert sorted(answers) == ["held"] + ["refused"] * 5
+    for contender in contenders:
+        contender.communicate()
+
+
+def ask(contenders: list[subprocess.Popen[str]], word: str) -> list[str]:
+    """Say a word to all before the first answer is awaited; the answers."""
+    answers = []
+    for contender in contenders:
+        assert contender.stdin is not None
+        contender.stdin.write(f"{word}\n")
+        contender.stdin.flush()
+    for contender in contenders:
+        assert contender.stdout is not None
+        answers.append(contender.stdout.readline().strip())
+    return answers

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from agents.registry import resolve_hyperparameters
 from bench import gpu_check, speed_profile
+from bench.cli import app
 from bench.devices import CONTEXT_GB, memory_share
 from bench.errors import UserError
 from bench.speed import Fleet
@@ -21,23 +23,30 @@ from sweeps import measured
 
 CPU = torch.device("cpu")
 
-COMMAND = """
+SPEED = ["speed", "sac", "hidden_dim=16", "batch_size=8", "--synthetic", "5", "2", "--fleet", "1,2", "--calls", "4"]
+COMMAND = f"""
 import sys
 from bench.__main__ import main
-sys.argv = ["bench", "speed", "sac", "hidden_dim=16", "batch_size=8", "--synthetic", "5", "2", "--fleet", "1,2",
-            "--calls", "4", "--results", sys.argv[1]]
+sys.argv = ["bench", *{SPEED}, "--results", sys.argv[1]]
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-loaded = {"mujoco", "dm_control", "metaworld", "myosuite", "sapien", "gymnasium", "pandas"} & set(sys.modules)
+loaded = {{"mujoco", "dm_control", "metaworld", "myosuite", "sapien", "gymnasium", "pandas"}} & set(sys.modules)
 assert not loaded, loaded
 """
 
 
-def test_made_up_environments_need_no_simulator_and_sweeps_read_the_result(tmp_path: Path) -> None:
+@pytest.mark.whole
+def test_made_up_environments_need_no_simulator(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", COMMAND, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "speed").glob("*.json"))
+
+
+def test_sweeps_read_what_the_command_measured(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [*SPEED, "--threads", "1", "--results", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0
     assert "time of an update" in done.stdout
     (path,) = (tmp_path / "speed").glob("*.json")
     rows = json.loads(path.read_text())["measurements"]

@@ -167,6 +167,7 @@ def test_retry_never_changes_a_run(setting: str, write: Write, results: Path) ->
         call("retry", write(TEXT), "--results", results, "--set", setting)
 
 
+@pytest.mark.whole
 def test_retry_finds_the_runs_of_a_launch_that_set_a_hyperparameter(
     write: Write, results: Path, behave: Behave
 ) -> None:
@@ -186,6 +187,7 @@ def test_an_unknown_class_is_one_line(write: Write, results: Path) -> None:
             call(command, write(TEXT), "--results", results, "--class", "oomm")
 
 
+@pytest.mark.whole
 def test_logs_of_all_attempts(write: Write, results: Path, behave: Behave) -> None:
     file = write(TEXT)
     sweep = expand.load(file, ["seeds=2"])
@@ -212,6 +214,7 @@ def test_logs_of_all_attempts(write: Write, results: Path, behave: Behave) -> No
     assert "no logs: no launch has started" in call("logs", never.path).stdout
 
 
+@pytest.mark.whole
 def test_logs_can_be_followed(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["seeds=1"])
     behave(seed1="sleep")

@@ -149,6 +149,7 @@ def test_a_larger_fleet_gives_an_estimate_that_is_no_lower(write: Write, tmp_pat
     assert rate.source == "1 × finished run (cup-catch; fleet of 4; cpu, node)"
 
 
+@pytest.mark.whole
 def test_a_slot_trains_a_pack_side_by_side(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["resources.pack={sac: 3}", "seeds=5"])
     behave(seed1="sleep", seed2="die", seed3="sleep")

@@ -81,6 +81,7 @@ def test_a_launch_notes_the_snapshot_that_it_runs(write: Write, results: Path, b
     wait_idle(results / "x")
 
 
+@pytest.mark.whole
 def test_a_run_that_dies_three_times_at_one_place_has_failed(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT))
     run = RunDir.create(results / "x", sweep.runs[0])

@@ -120,6 +120,7 @@ def test_status_for_people_and_programs(write: Write, results: Path, behave: Beh
     assert "4 pending: not launched" in later
 
 
+@pytest.mark.whole
 def test_eta_counts_the_workers_of_a_pack(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["tasks=cup-catch", "seeds=4", "resources.pack={sac: 2}"])
     behave(seed1="sleep", seed2="sleep")

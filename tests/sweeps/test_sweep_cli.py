@@ -58,6 +58,7 @@ def test_plan_for_people_and_programs(write: Write, results: Path) -> None:
     assert not results.exists()
 
 
+@pytest.mark.whole
 def test_launch_wait_success_then_nothing_to_do(write: Write, results: Path, behave: Behave) -> None:
     file = write(TEXT)
     waited = call("launch", file, "--results", results, "--wait")
@@ -120,6 +121,7 @@ def test_status_and_cancel_while_it_runs(write: Write, results: Path, behave: Be
     assert "nothing to cancel" in call("cancel", results / "x").stdout
 
 
+@pytest.mark.whole
 def test_interrupt_detaches(write: Write, results: Path, behave: Behave, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object) -> int:
         raise KeyboardInterrupt
@@ -133,6 +135,7 @@ def test_interrupt_detaches(write: Write, results: Path, behave: Behave, monkeyp
     assert {run.state for run in state.read_all(results / "x", expand.load(file).runs)} == {"done"}
 
 
+@pytest.mark.whole
 def test_live_display_on_a_terminal(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT))
     launch.launch(sweep, results, LocalExecutor())
@@ -171,12 +174,13 @@ def test_mistakes(
 
 
 def test_reading_loads_no_torch(write: Write, results: Path) -> None:
-    file = write(TEXT)
-    for command in (["plan", str(file)], ["status", str(file)], ["launch", "--dry-run", str(file)]):
-        code = (
-            "import sys; from sweeps.cli import app; "
-            f"app([*{command!r}, '--results', {str(results)!r}], standalone_mode=False); "
-            "sys.exit(' '.join({'torch', 'submitit', 'pandas'} & set(sys.modules)) or 0)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    file = str(write(TEXT))
+    code = (
+        "import sys; from sweeps.cli import app\n"
+        f"for command in {[['plan', file], ['status', file], ['launch', '--dry-run', file]]!r}:\n"
+        f"    app([*command, '--results', {str(results)!r}], standalone_mode=False)\n"
+        "    loaded = {'torch', 'submitit', 'pandas'} & set(sys.modules)\n"
+        "    assert not loaded, (command, loaded)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -91,6 +91,7 @@ def test_every_kind_of_failure_is_named_and_the_slot_goes_on(write: Write, resul
     assert failure["exit_code"] == -signal.SIGSEGV
 
 
+@pytest.mark.whole
 def test_a_worker_stopped_before_it_listens_leaves_its_run_to_a_later_launch(
     write: Write, results: Path, behave: Behave
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_worker_stopped_before_it_listens_leaves_its_run_to_a_later_launch(
     assert states(sweep, results) == ["done"]
 
 
+@pytest.mark.whole
 def test_second_launch_leaves_alone_what_the_first_has(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["seeds=3", "resources.slots=1"])
     behave(seed1="sleep")
@@ -155,6 +157,7 @@ def test_cancel_is_final_for_a_worker_that_does_not_listen(write: Write, results
     assert states(sweep, results) == ["pending"]
 
 
+@pytest.mark.whole
 def test_cancelling_one_run_of_a_fleet_lets_the_others_go_on(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["resources.slots=1", "resources.fleet=2"])
     behave(seed1="sleep", seed4="sleep")
