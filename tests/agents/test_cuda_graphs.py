@@ -34,6 +34,10 @@ SETTINGS = {
 }
 
 
+FAST = ("states", "episodic", "several tasks", "images")
+"""Settings of `make test-fast`; all of them are in `make test`."""
+
+
 @pytest.fixture
 def as_on_gpu(monkeypatch):
     monkeypatch.setattr(tdmpc2, "Noise", GpuNoise)
@@ -100,7 +104,13 @@ def states(agent):
 
 @pytest.mark.usefixtures("as_on_gpu")
 class TestReplayed:
-    @pytest.mark.parametrize(("spec", "overrides"), SETTINGS.values(), ids=SETTINGS)
+    @pytest.mark.parametrize(
+        ("spec", "overrides"),
+        [
+            pytest.param(*setting, id=name, marks=[] if name in FAST else [pytest.mark.whole])
+            for name, setting in SETTINGS.items()
+        ],
+    )
     def test_gives_what_plain_calls_give(self, spec, overrides):
         plain, replayed = make(spec, **overrides), make(spec, **overrides)
         tapes = recorded(replayed)
@@ -128,6 +138,7 @@ class TestReplayed:
         assert_equal(go_on(replayed, SPEC, range(3, 9)), go_on(plain, SPEC, range(3, 9)))
         assert_equal(states(replayed), states(plain))
 
+    @pytest.mark.whole
     def test_other_numbers_of_environments_are_recorded_anew(self):
         plain, replayed = make(), make()
         recorded(replayed)
