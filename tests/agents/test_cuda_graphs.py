@@ -114,7 +114,7 @@ class TestReplayed:
     def test_gives_what_plain_calls_give(self, spec, overrides):
         plain, replayed = make(spec, **overrides), make(spec, **overrides)
         tapes = recorded(replayed)
-        assert_equal(go_on(replayed, spec, range(6)), go_on(plain, spec, range(6)))
+        assert_equal(go_on(replayed, spec, range(5)), go_on(plain, spec, range(5)))
         assert_equal(states(replayed), states(plain))
         assert [bool(tape.operations) for tape in tapes] == [True] * 3, "both ways to act, and update, were recorded"
 
@@ -132,10 +132,10 @@ class TestReplayed:
     def test_goes_on_from_a_loaded_state(self):
         plain, replayed = make(), make()
         recorded(replayed)
-        go_on(replayed, SPEC, range(6))
+        go_on(replayed, SPEC, range(5))
         go_on(plain, SPEC, range(3))
         replayed.load_state_dict(states(plain))
-        assert_equal(go_on(replayed, SPEC, range(3, 9)), go_on(plain, SPEC, range(3, 9)))
+        assert_equal(go_on(replayed, SPEC, range(3, 8)), go_on(plain, SPEC, range(3, 8)))
         assert_equal(states(replayed), states(plain))
 
     @pytest.mark.whole

@@ -14,8 +14,8 @@ from agents.registry import BUILT_IN, get, resolve_hyperparameters
 from bench.agent_checks import CHECKS, Check, run_check
 from bench.agent_probe import Probe
 
-LONG = ("resume", "fleet", "regroup", "nan")
-"""Checks of a dozen updates: in `make test-fast` from the first kind of observation alone, which is the quicker one."""
+LONG = ("independence", "resume", "fleet", "regroup", "nan")
+"""Checks of many updates: in `make test-fast` from the first kind of observation alone, which is the quicker one."""
 CASES = [
     pytest.param(
         check,

@@ -25,6 +25,8 @@ WHAT = {
     "fast": {"lr": 0.03, "grad_clip_norm": 0.5, "tau": 0.3},  # clipped, and far from where it began
     "plain networks": {"layer_norm": False, "simnorm": False, "regression": "continuous", "num_enc_layers": 3},
 }
+LONG = ("paper", "fast")
+"""Of `make test` alone."""
 
 
 def alone(run):
@@ -119,7 +121,7 @@ class TestAgainstSingleRuns:
         for run, single in enumerate(singles):
             assert_same_state(fleet.state_dict(run), single.state_dict(0), exact=True)
 
-    @pytest.mark.parametrize("what", WHAT)
+    @pytest.mark.parametrize("what", [pytest.param(w, marks=[pytest.mark.whole] if w in LONG else []) for w in WHAT])
     def test_actions_losses_and_states(self, what):
         fleet, singles = pair(**WHAT[what])
         live(fleet, singles, (0, 1, 2), range(3))

@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from analysis import figures, report_parts, style
@@ -44,9 +45,15 @@ def page(results, simple_fonts, tmp_path_factory):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """For tests about the page's text: figures are laid out but not rendered."""
+def unrendered(monkeypatch):
+    """Figures are laid out but not rendered."""
     monkeypatch.setattr(style, "render", lambda drawn, kind: b"")
+
+
+@pytest.fixture
+def undrawn(unrendered, monkeypatch):
+    """For tests about the page's text: figures are not even laid out."""
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda figure: None)
 
 
 def soup_of(path):
@@ -115,7 +122,7 @@ def test_report_from_collected_tables_is_the_same_bytes(simple_fonts, results, p
     assert [name for name in contents[0] if contents[0][name] != contents[1][name]] == []
 
 
-def test_nothing_from_outside_is_markup(undrawn, make_run, tmp_path):
+def test_nothing_from_outside_is_markup(unrendered, make_run, tmp_path):
     folder = tmp_path / "results"
     # A slash would be a folder, so names use a tag without one; messages hold the whole.
     evil_name = "<script>alert(1)<script>"
@@ -202,7 +209,7 @@ def test_final_scores_use_all_seeds(make_evals):
     assert table.loc["u", "seeds"] == 1
 
 
-def test_nan_and_a_missing_task_are_on_the_page(undrawn, make_run, tmp_path):
+def test_nan_and_a_missing_task_are_on_the_page(unrendered, make_run, tmp_path):
     for agent in ("sac", "tdmpc2"):
         make_run(tmp_path, {100: 300.0, 200: float("nan") if agent == "sac" else 400.0}, agent=agent)
     make_run(tmp_path, {100: 500.0, 200: 500.0}, agent="sac", task="cup-catch")
@@ -231,7 +238,7 @@ def test_command_prints_the_path_at_the_end(undrawn, results, tmp_path):
     assert out.exists()
 
 
-def test_many_tasks_are_paged(undrawn, make_evals, tmp_path):
+def test_many_tasks_are_paged(unrendered, make_evals, tmp_path):
     comparison = align(make_evals({("a", f"task-{i:02d}", 1): {0: 1, 100: 50} for i in range(14)}))
     table = figures.learning_curve_table(comparison, REPS)
     drawn = figures.draw_learning_curves(comparison, table, tmp_path)

@@ -17,7 +17,7 @@ from bench.errors import UserError
 from bench.tasks import Task
 
 EPISODE_AGENT_STEPS = 100
-QUICK = ("mw-coffee-pull", "mw-push", "myo-obj-hold-hard", "pick-cube")
+QUICK = ("mw-push", "myo-obj-hold-hard", "pick-cube")
 """Rows of `make test-fast`; all of them are in `make test`."""
 FLAT = ("mw-pick-place-wall", "mw-shelf-place")
 """Their dense reward is 0 far from the goal, where random actions stay."""

@@ -66,6 +66,7 @@ def state(run: RunDir) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.whole
 def test_an_interrupted_run_equals_one_that_never_was(data: Path, whole: RunDir, tmp_path: Path) -> None:
     rows = evaluations(whole)
     assert [(row["updates"], row["task"]) for row in rows[::2]] == [

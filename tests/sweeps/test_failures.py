@@ -145,6 +145,7 @@ def test_a_damaged_directory_is_a_failure_too(write: Write, results: Path) -> No
     assert "failed.json is damaged" in group.first.error
 
 
+@pytest.mark.whole
 def test_retry_of_one_class_with_other_resources(write: Write, results: Path, behave: Behave) -> None:
     file = write(TEXT)
     sweep = expand.load(file)

@@ -69,6 +69,7 @@ def test_two_slots_train_everything(write: Write, results: Path, behave: Behave)
     assert len(again.done) == 4
 
 
+@pytest.mark.whole
 def test_every_kind_of_failure_is_named_and_the_slot_goes_on(write: Write, results: Path, behave: Behave) -> None:
     sweep = expand.load(write(TEXT), ["resources.slots=1", "seeds=5"])
     behave(seed1="die", seed2="fail", seed3="exit7", seed4="silent")
