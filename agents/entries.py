@@ -76,7 +76,7 @@ def installed(taken: frozenset[str]) -> tuple[AgentEntry, ...]:
                 f"the agent of entry point '{point.name}' cannot be loaded from {point.value}: {error!r}; "
                 "mend or uninstall that package"
             ) from error
-        found.append(_entry(point.name, point.value, agent_class))
+        found.append(of_class(point.name, point.value, agent_class))
     return tuple(found)
 
 
@@ -102,7 +102,7 @@ def of_path(path: str) -> AgentEntry:
     classes = [key for key, value in vars(loaded).items() if isinstance(value, type) and value.__module__ == module]
     if name not in classes:
         raise unknown(f"class of {module}", name, classes)
-    return _entry(path, path, getattr(loaded, name))
+    return of_class(path, path, getattr(loaded, name))
 
 
 def _find_module(name: str) -> Any:
@@ -113,7 +113,7 @@ def _find_module(name: str) -> Any:
         return None
 
 
-def _entry(name: str, path: str, agent_class: Any) -> AgentEntry:
+def of_class(name: str, path: str, agent_class: Any) -> AgentEntry:
     """The row of a user's agent, from its class.
 
     Raises:

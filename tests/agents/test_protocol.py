@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_settings import SMALL
 
-from agents import registry
+from agents import entries
 from agents.entries import AgentEntry
 from agents.registry import BUILT_IN, get, resolve_hyperparameters
 from bench.agent_checks import CHECKS, Check, run_check
@@ -48,6 +48,6 @@ def test_the_protocol(check: Check, agent: str, obs: str) -> None:
 
 @pytest.mark.parametrize("entry", BUILT_IN, ids=lambda entry: entry.name)
 def test_the_registry_says_what_the_class_says(entry: AgentEntry) -> None:
-    of_class = registry._entry(entry.name, entry.agent, entry.load())
+    described = entries.of_class(entry.name, entry.agent, entry.load())
     for member in ("obs_kinds", "max_fleet", "multitask", "pads", "capturable"):
-        assert getattr(entry, member) == getattr(of_class, member), member
+        assert getattr(entry, member) == getattr(described, member), member

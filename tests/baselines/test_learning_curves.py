@@ -15,6 +15,8 @@ SWEEPS = {
     "dreamerv3": "sweeps/dreamerv3-learning.yaml",
     "tdmpc": "sweeps/tdmpc-learning.yaml",
     "simbav2": "sweeps/simbav2-learning.yaml",
+    "drqv2": "sweeps/drqv2-learning.yaml",
+    "curl": "sweeps/curl-learning.yaml",
 }
 """The sweep file of each folder of curves."""
 RISES = [
@@ -24,6 +26,10 @@ RISES = [
     ("tdmpc", "cartpole-swingup", 500),
     ("simbav2", "cup-catch", 900),
     ("simbav2", "cartpole-swingup", 650),
+    ("drqv2", "cartpole-balance", 500),
+    ("drqv2", "cartpole-swingup", 150),
+    ("curl", "finger-spin", 80),
+    ("curl", "walker-walk", 60),
 ]
 """Folder, task, and by how much every seed's last return is above that of the untrained agent, at least."""
 
