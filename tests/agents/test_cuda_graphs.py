@@ -34,7 +34,7 @@ SETTINGS = {
 }
 
 
-FAST = ("states", "episodic", "several tasks", "images")
+FAST = ("states", "several tasks")
 """Settings of `make test-fast`; all of them are in `make test`."""
 
 
@@ -129,6 +129,7 @@ class TestReplayed:
         assert_equal(states(agent), before)
         assert_equal(dict(agent.model.state_dict()), held)
 
+    @pytest.mark.whole
     def test_goes_on_from_a_loaded_state(self):
         plain, replayed = make(), make()
         recorded(replayed)

@@ -73,6 +73,7 @@ def test_launch_wait_success_then_nothing_to_do(write: Write, results: Path, beh
     assert "Nothing to start." in call("plan", file, "--results", results).stdout
 
 
+@pytest.mark.whole
 def test_launch_wait_failure_and_retry(write: Write, results: Path, behave: Behave) -> None:
     file = write(TEXT)
     behave(seed2="fail")
