@@ -119,7 +119,8 @@ def of_class(name: str, path: str, agent_class: Any) -> AgentEntry:
     Raises:
         UserError: the class does not have what `agents.protocol.Agent` asks for.
     """
-    from bench.contract import check_class  # loads torch, as the user's agent has done
+    from agents.protocol import Capturable  # loads torch, as the user's agent has done
+    from bench.contract import check_class
 
     check_class(agent_class)
     return AgentEntry(
@@ -130,6 +131,6 @@ def of_class(name: str, path: str, agent_class: Any) -> AgentEntry:
         max_fleet=agent_class.max_fleet,
         summary=(agent_class.__doc__ or "").strip().split("\n")[0],
         multitask=getattr(agent_class, "multitask", False),
-        capturable=all(callable(getattr(agent_class, member, None)) for member in ("generators", "optimizers")),
+        capturable=issubclass(agent_class, Capturable),
         pads=getattr(agent_class, "pads", False),
     )
