@@ -1,10 +1,9 @@
 """From the long table of evaluations to curves and to the full (runs × tasks) matrices that rliable wants.
 
 The rules, the same everywhere; whatever they leave out is a `Note`:
-- The score of a run at S env steps is that of its last evaluation at or before S. A run that stopped earlier keeps its
-  last score and is named.
-- Final scores of a task are taken at the largest env-step count that every compared agent has reached on it with at
-  least one seed.
+- Agents are compared on a task at the largest env steps at which at least half of the runs of every agent were
+  evaluated, within the tolerance of `analysis.score_rule`. Runs that were not evaluated there are left out, and so are
+  tasks without such a step.
 - Aggregates are over the tasks that all agents have. Of each agent they use the same number of seeds on every task, the
   lowest ones; the surplus is named.
 - A score that is not a number is left out and named, and so are runs that learn offline (see `analysis.offline`).
@@ -12,15 +11,13 @@ The rules, the same everywhere; whatever they leave out is a `Note`:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from analysis.score_rule import AT_ENV_STEPS, TOLERANCE, Floats, Ints, RunCurve, ScoreRule, common_grid, curve_at
 
 
 @dataclass(frozen=True)
@@ -29,18 +26,6 @@ class Note:
 
     text: str
     items: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunCurve:
-    """The evaluations of one run with a score, in order of env steps."""
-
-    run_id: str
-    seed: int
-    env_steps: Ints
-    """(evaluations,)"""
-    scores: Floats
-    """(evaluations,), 0-100"""
 
 
 @dataclass(frozen=True)
@@ -55,39 +40,34 @@ class Comparison:
     domains: dict[str, str]
     """Task -> domain."""
     final_env_steps: dict[str, int]
-    """Task -> env steps at which final scores are taken."""
+    """Task -> env steps at which its agents are compared; without tasks whose agents have no such step in common."""
     curves: dict[tuple[str, str], tuple[RunCurve, ...]]
     """(agent, task) -> its runs, by seed."""
     finals: pd.DataFrame
-    """One row for each run: agent, task, domain, seed, env_steps (of the evaluation), score, in_aggregates, run_id."""
+    """One row for each run with a score where it is compared: agent, task, domain, seed, env_steps (of the evaluation),
+    score, in_aggregates, run_id."""
     matrices: dict[str, Floats]
     """Agent -> final scores (runs, common tasks); no columns where no task is common."""
     notes: tuple[Note, ...]
+    surplus: tuple[Note, ...]
+    """Runs with a score that `matrices` lack, which have the same number of seeds on every task."""
 
     def seeds(self, agent: str) -> int:
         """Runs on each task behind an agent's aggregates."""
         return len(self.matrices[agent])
 
-    def used(self, agent: str, task: str) -> tuple[RunCurve, ...]:
-        """The runs of a common task that count in the aggregates."""
-        final = self.final_env_steps[task]
-        return tuple(run for run in self.curves[agent, task] if run.env_steps[0] <= final)[: self.seeds(agent)]
+    def used(self) -> dict[str, list[tuple[RunCurve, ...]]]:
+        """Agent -> for each common task the runs that count in the aggregates."""
+        chosen = set(self.finals[self.finals["in_aggregates"]]["run_id"])
+        return {
+            agent: [
+                tuple(run for run in self.curves[agent, task] if run.run_id in chosen) for task in self.common_tasks
+            ]
+            for agent in self.agents
+        }
 
 
-def score_at(run: RunCurve, env_steps: Ints) -> Floats:
-    """The score of a run at given env steps: the last evaluation at or before, NaN before the first.
-
-    Args:
-        env_steps: (points,)
-
-    Returns:
-        (points,)
-    """
-    index = np.searchsorted(run.env_steps, env_steps, side="right") - 1
-    return np.where(index >= 0, run.scores[np.maximum(index, 0)], np.nan)
-
-
-def align(evals: pd.DataFrame) -> Comparison:
+def align(evals: pd.DataFrame, rule: ScoreRule = AT_ENV_STEPS) -> Comparison:
     """Compare all agents of an `evals` table by the rules of this module; runs that learn offline have no env steps."""
     notes: list[Note] = []
     offline = evals["updates"].notna()
@@ -103,16 +83,14 @@ def align(evals: pd.DataFrame) -> Comparison:
         notes.append(Note("agents without a single score that is a number: left out", tuple(silent)))
     tasks = tuple(sorted({task for _, task in curves}))
     domains = dict(zip(table["task"].tolist(), table["domain"].tolist(), strict=True))
-    final_env_steps = {
-        task: min(
-            max(int(run.env_steps[-1]) for run in curves[agent, task]) for agent in agents if (agent, task) in curves
-        )
-        for task in tasks
-    }
-    finals = _finals(curves, final_env_steps, domains, notes)
+    final_env_steps = _places(agents, tasks, curves, rule, notes)
+    finals = _finals(curves, final_env_steps, domains, rule, notes)
     common = _common_tasks(agents, tasks, finals, notes)
-    matrices = _matrices(agents, common, finals, notes)
-    return Comparison(agents, tasks, common, domains, final_env_steps, curves, finals, matrices, tuple(notes))
+    surplus: list[Note] = []
+    matrices = _matrices(agents, common, finals, surplus)
+    return Comparison(
+        *(agents, tasks, common, domains, final_env_steps, curves, finals, matrices), tuple(notes), tuple(surplus)
+    )
 
 
 def label(agent: str, variant: str, obs: str = "") -> str:
@@ -175,43 +153,67 @@ def _curves(table: pd.DataFrame, notes: list[Note]) -> dict[tuple[str, str], tup
     return curves
 
 
+def _places(
+    agents: Sequence[str],
+    tasks: Sequence[str],
+    curves: Mapping[tuple[str, str], tuple[RunCurve, ...]],
+    rule: ScoreRule,
+    notes: list[Note],
+) -> dict[str, int]:
+    """Task -> where its agents are compared."""
+    places, nowhere = {}, []
+    for task in tasks:
+        runs = {agent: curves[agent, task] for agent in agents if (agent, task) in curves}
+        place = rule.place(runs)
+        if place is None:
+            nowhere.append(f"{task} ({'; '.join(f'{agent} {_extent(of)}' for agent, of in runs.items())})")
+        else:
+            places[task] = place
+    if nowhere:
+        text = f"tasks whose agents were evaluated at no common step above 0 (tolerance {TOLERANCE:.0%}): not compared"
+        notes.append(Note(text, tuple(nowhere)))
+    return places
+
+
+def _extent(runs: Sequence[RunCurve]) -> str:
+    """Where runs were evaluated after step 0, in words."""
+    env_steps = np.unique(np.concatenate([run.env_steps for run in runs]))
+    env_steps = env_steps[env_steps > 0]
+    if len(env_steps) <= 3:
+        return "at " + (" and ".join(f"{at:,}" for at in env_steps) or "0 only")
+    return f"{len(env_steps)} times from {env_steps[0]:,} to {env_steps[-1]:,}"
+
+
 def _finals(
-    curves: dict[tuple[str, str], tuple[RunCurve, ...]],
-    final_env_steps: dict[str, int],
-    domains: dict[str, str],
+    curves: Mapping[tuple[str, str], tuple[RunCurve, ...]],
+    final_env_steps: Mapping[str, int],
+    domains: Mapping[str, str],
+    rule: ScoreRule,
     notes: list[Note],
 ) -> pd.DataFrame:
-    rows = []
+    rows, absent, beside = [], [], []
     for (agent, task), runs in sorted(curves.items()):
+        if task not in final_env_steps:
+            continue
+        place = final_env_steps[task]
         for run in runs:
-            before = run.env_steps[run.env_steps <= final_env_steps[task]]
-            rows.append(
-                {
-                    "agent": agent,
-                    "task": task,
-                    "domain": domains[task],
-                    "seed": run.seed,
-                    "env_steps": int(before[-1]) if len(before) else -1,
-                    "last_env_steps": int(run.env_steps[-1]),
-                    "score": float(score_at(run, np.array([final_env_steps[task]]))[0]),
-                    "run_id": run.run_id,
-                }
-            )
-    columns = ["agent", "task", "domain", "seed", "env_steps", "last_env_steps", "score", "run_id"]
-    finals = pd.DataFrame(rows, columns=columns)
-    final = finals["task"].map(final_env_steps)
-    early = finals[finals["last_env_steps"] < final]
-    if len(early):
-        items = (
-            f"{row.agent} · {row.task} · seed {row.seed}: {row.last_env_steps:,} of {final_env_steps[row.task]:,}"
-            for row in early.itertuples()
+            [score], [at] = rule.score(run, np.array([place]))
+            name = f"{agent} · {task} · seed {run.seed}"
+            if np.isnan(score):
+                absent.append(f"{name}: {_extent([run])}, compared at {place:,}")
+                continue
+            if at != place:
+                beside.append(f"{name}: {at:,} for {place:,}")
+            rows.append((agent, task, domains[task], run.seed, int(at), float(score), run.run_id))
+    if absent:
+        text = (
+            "runs without an evaluation where their task is compared: left out (if they failed, the scores are those "
+            "of the seeds that did not)"
         )
-        notes.append(Note("runs that stopped before the compared env steps: their last score is kept", tuple(items)))
-    late = finals[finals["env_steps"] < 0]
-    if len(late):
-        text = "runs without an evaluation at or before the compared env steps: left out"
-        notes.append(Note(text, _names(late)))
-    return finals[finals["env_steps"] >= 0].drop(columns="last_env_steps").reset_index(drop=True)
+        notes.append(Note(text, tuple(absent)))
+    if beside:
+        notes.append(Note(f"scores of evaluations beside the compared step, within {TOLERANCE:.0%}", tuple(beside)))
+    return pd.DataFrame(rows, columns=["agent", "task", "domain", "seed", "env_steps", "score", "run_id"])
 
 
 def _common_tasks(
@@ -220,13 +222,14 @@ def _common_tasks(
     have = {agent: set(finals[finals["agent"] == agent]["task"]) for agent in agents}
     common = tuple(task for task in tasks if all(task in have[agent] for agent in agents))
     if len(common) < len(tasks):
-        items = (
+        items = tuple(
             f"{task}: no score from {', '.join(agent for agent in agents if task not in have[agent])}"
             for task in tasks
-            if task not in common
+            if any(task in have[agent] for agent in agents) and task not in common
         )
         text = f"aggregates are over the {len(common)} of {len(tasks)} tasks that all agents have; left out of them"
-        notes.append(Note(text, tuple(items)))
+        if items:
+            notes.append(Note(text, items))
     return common
 
 
@@ -254,45 +257,29 @@ def _names(rows: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{row.agent} · {row.task} · seed {row.seed}" for row in rows.itertuples())
 
 
-def learning_curve(runs: Iterable[RunCurve]) -> tuple[Ints, Floats]:
-    """The runs of one agent on one task on one axis: every env-step count at which any of them was evaluated.
-
-    Returns:
-        env_steps: (points,), from the latest first evaluation on, so that every run has a score.
-        scores: (runs, points); a run that stopped keeps its last score.
-    """
-    runs = list(runs)
-    start = max(int(run.env_steps[0]) for run in runs)
-    env_steps = np.unique(np.concatenate([run.env_steps for run in runs]))
-    env_steps = env_steps[env_steps >= start]
-    return env_steps, np.stack([score_at(run, env_steps) for run in runs])
-
-
 def sample_efficiency_scores(comparison: Comparison, max_points: int = 41) -> tuple[Ints, dict[str, Floats]]:
-    """Scores of the runs behind the aggregates over one axis of env steps for all tasks.
-
-    The axis goes from the latest first evaluation of any of these runs to the smallest compared env-step count of any
-    common task: within it every run has a score on every task.
+    """Scores of the runs behind the aggregates on the coarsest grid that the agents share, one axis for all tasks.
 
     Args:
         max_points: evenly spread evaluations are taken where there are more.
 
     Returns:
-        env_steps: (points,), empty where no task is common or no such stretch exists.
+        env_steps: (points,), up to the smallest compared env steps of a task, where every run has a curve; empty where
+            no task is common or there are fewer than two such steps.
         scores: agent -> (runs, tasks, points)
     """
     if not comparison.common_tasks:
         return np.zeros(0, dtype=np.int64), {}
-    used = {agent: [comparison.used(agent, task) for task in comparison.common_tasks] for agent in comparison.agents}
-    runs = [run for rows in used.values() for row in rows for run in row]
-    first = max(int(run.env_steps[0]) for run in runs)
+    used = comparison.used()
     last = min(comparison.final_env_steps[task] for task in comparison.common_tasks)
-    env_steps = np.unique(np.concatenate([run.env_steps for run in runs]))
-    env_steps = env_steps[(env_steps >= first) & (env_steps <= last)]
-    if len(env_steps) > max_points:
-        env_steps = env_steps[np.unique(np.linspace(0, len(env_steps) - 1, max_points).round().astype(int))]
+    env_steps = common_grid({agent: [run for row in rows for run in row] for agent, rows in used.items()}, last)
     scores = {
-        agent: np.stack([np.stack([score_at(run, env_steps) for run in row]) for row in rows], axis=1)
+        agent: np.stack([np.stack([curve_at(run, env_steps) for run in row]) for row in rows], axis=1)
         for agent, rows in used.items()
     }
-    return env_steps, scores
+    there = np.flatnonzero(np.all([np.isfinite(values).all(axis=(0, 1)) for values in scores.values()], axis=0))
+    if len(there) < 2:
+        return np.zeros(0, dtype=np.int64), {}
+    if len(there) > max_points:
+        there = there[np.unique(np.linspace(0, len(there) - 1, max_points).round().astype(int))]
+    return env_steps[there], {agent: values[..., there] for agent, values in scores.items()}

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.alignment import Comparison, Floats, align
+from analysis.alignment import Comparison, align
 from analysis.difference import MIN_SD, Difference, difference
 from analysis.groups import ALL, groups
+from analysis.score_rule import AT_TIME, TOLERANCE
 from bench.errors import UserError
 
 MIN_SEEDS = 3
@@ -27,12 +28,14 @@ class Compared:
     mine: str
     others: tuple[str, ...]
     tasks: pd.DataFrame
-    """A row for each common task and other agent: task, domain, env_steps, other, mine, mine_low, mine_high,
-    mine_seeds, theirs, theirs_low, theirs_high, their_seeds, difference, low, high, result (higher, lower, not told
-    apart)."""
+    """A row for each common task and other agent: task, domain, env_steps (where compared), other, mine, mine_low,
+    mine_high, mine_seeds, mine_env_steps (of the evaluations), theirs, theirs_low, theirs_high, their_seeds,
+    their_env_steps, difference, low, high, result (higher, lower, not told apart)."""
     groups: pd.DataFrame
     """A row for each group and other agent: group, other, tasks, seeds, mean and IQM of both sides with intervals,
-    difference of the means, probability of improvement."""
+    difference of the means, probability of improvement; all of them of the same seeds."""
+    scores: pd.DataFrame
+    """A row for each run: agent, task, domain, seed, env_steps (of the evaluation), score, run_id."""
     clocks: pd.DataFrame
     """Mean scores at equal wall-clock and GPU time where both sides know it: clock, unit, agent, value, low, high,
     seeds, tasks."""
@@ -49,7 +52,8 @@ class Compared:
             return list(value) if isinstance(value, tuple) else value
 
         fields = {"mine": self.mine, "others": self.others, "verdicts": self.verdicts, "warnings": self.warnings}
-        tables = {"tasks": self.tasks, "groups": self.groups, "clocks": self.clocks, "notes": self.notes}
+        tables = {"tasks": self.tasks, "groups": self.groups, "scores": self.scores, "clocks": self.clocks}
+        tables["notes"] = self.notes
         return {key: plain(value) for key, value in (fields | tables).items()}
 
 
@@ -70,16 +74,19 @@ def compare(
         notes: what is to be said besides.
 
     Raises:
-        UserError: no task that all sides have at equal env steps.
+        UserError: no task that all sides have evaluated at common env steps.
     """
     comparison = align(evals)
     others = tuple(agent for agent in comparison.agents if agent != mine)
     silent = sorted(set(evals["agent"]) - set(comparison.agents))
     if mine in silent or not others or not comparison.common_tasks:
-        reasons = "; ".join(f"{note.text}: {', '.join(note.items[:3])}" for note in comparison.notes)
+        reasons = "; ".join(
+            f"{note.text}: {', '.join(note.items[:2])}{', …' * (len(note.items) > 2)}" for note in comparison.notes
+        )
         raise UserError(
             f"no task that {mine} and {', '.join(others) or 'another agent'} all have at equal env steps "
-            f"({reasons or 'no task is common'}); a shorter run needs whole published curves: bench published import"
+            f"({reasons or 'no task is common'}); continue the shorter runs to a step at which the others were "
+            "evaluated (`bench published import` brings whole published curves)"
         )
     by_task = _task_rows(comparison, mine, others, reps)
     by_group, verdicts = _group_rows(comparison, mine, others, reps)
@@ -88,6 +95,7 @@ def compare(
         others,
         by_task,
         by_group,
+        comparison.finals.drop(columns="in_aggregates"),
         _clock_rows(clocks, reps),
         tuple(verdicts),
         (*_warnings(evals, comparison, mine), *(f"{name}: no score that is a number, not compared" for name in silent)),
@@ -95,71 +103,82 @@ def compare(
     )
 
 
-def _scores(comparison: Comparison, agent: str, names: Sequence[str]) -> list[Floats]:
-    """For each task the final scores of all seeds of an agent."""
-    rows = comparison.finals[comparison.finals["agent"] == agent].groupby("task")["score"]
-    return [rows.get_group(name).to_numpy("float64") for name in names]
-
-
 def _task_rows(comparison: Comparison, mine: str, others: Sequence[str], reps: int) -> pd.DataFrame:
     rows = []
+    finals = dict(tuple(comparison.finals.groupby(["task", "agent"])))
     for task in comparison.common_tasks:
-        [own] = _scores(comparison, mine, [task])
+        own = finals[task, mine]["score"].to_numpy("float64")
         own_interval = [float(part[0]) for part in statistics.mean_interval(own[:, None], reps)]
         for other in others:
-            [theirs] = _scores(comparison, other, [task])
+            theirs = finals[task, other]["score"].to_numpy("float64")
             their_interval = [float(part[0]) for part in statistics.mean_interval(theirs[:, None], reps)]
             gap = difference([own], [theirs])
             low, high = gap.interval()
             enough = min(len(own), len(theirs)) >= MIN_SEEDS
             result = "higher" if enough and low > 0 else "lower" if enough and high < 0 else "not told apart"
             place = (task, comparison.domains[task], comparison.final_env_steps[task], other)
-            both = (*own_interval, len(own), *their_interval, len(theirs))
+            both = (
+                *(*own_interval, len(own), span(finals[task, mine]["env_steps"])),
+                *(*their_interval, len(theirs), span(finals[task, other]["env_steps"])),
+            )
             rows.append((*place, *both, gap.value, low, high, result))
     columns = (
-        "task domain env_steps other mine mine_low mine_high mine_seeds theirs theirs_low theirs_high their_seeds "
+        "task domain env_steps other mine mine_low mine_high mine_seeds mine_env_steps "
+        "theirs theirs_low theirs_high their_seeds their_env_steps"
     )
     return pd.DataFrame(rows, columns=[*columns.split(), "difference", "low", "high", "result"])
 
 
+def span(env_steps: pd.Series) -> str:
+    """The env steps of some evaluations: one number, or the first and the last."""
+    first, last = int(env_steps.min()), int(env_steps.max())
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
 def _group_rows(comparison: Comparison, mine: str, others: Sequence[str], reps: int) -> tuple[pd.DataFrame, list[str]]:
-    index = {task: place for place, task in enumerate(comparison.common_tasks)}
+    finals = {place: rows["score"].to_numpy("float64") for place, rows in comparison.finals.groupby(["task", "agent"])}
     rows, verdicts = [], []
     for group, names in groups(comparison.common_tasks, comparison.domains).items():
-        columns = [index[name] for name in names]
-        matrices = {agent: comparison.matrices[agent][:, columns] for agent in (mine, *others)}
-        aggregates = statistics.aggregates(matrices, reps).set_index(["agent", "metric"])[["value", "low", "high"]]
-        own = _scores(comparison, mine, names)
+        where = [comparison.final_env_steps[name] for name in names]
+        scores = {agent: [finals[name, agent] for name in names] for agent in (mine, *others)}
+        aggregates = {agent: statistics.task_aggregates(tasks, reps) for agent, tasks in scores.items()}
         for other in others:
-            theirs = _scores(comparison, other, names)
-            gap = difference(own, theirs)
-            seeds = (min(map(len, own)), min(map(len, theirs)))
+            gap = difference(scores[mine], scores[other])
+            seeds = (list(map(len, scores[mine])), list(map(len, scores[other])))
             row: dict[str, Any] = {"group": group, "other": other, "tasks": len(names)}
-            row |= {"mine_seeds": seeds[0], "their_seeds": seeds[1]}
+            row |= {"mine_seeds": min(seeds[0]), "their_seeds": min(seeds[1])}
             for who, agent in (("mine", mine), ("theirs", other)):
-                for metric in ("Mean", "IQM"):
-                    key = f"{who}_{metric.lower()}"
-                    row |= dict(zip((key, f"{key}_low", f"{key}_high"), aggregates.loc[(agent, metric)], strict=True))
+                for metric, values in aggregates[agent].items():
+                    row |= dict(zip((f"{who}_{metric}{end}" for end in ("", "_low", "_high")), values, strict=True))
             row["difference"], (row["low"], row["high"]) = gap.value, gap.interval()
-            x, y = matrices[mine], matrices[other]
-            row["probability"] = statistics.probability_of_improvement(x, y)
-            ends = statistics.improvement_interval(x, y, reps) if min(len(x), len(y)) > 1 else (np.nan, np.nan)
-            row["probability_low"], row["probability_high"] = ends
+            chance = statistics.task_improvement(scores[mine], scores[other], reps)
+            row |= dict(zip(("probability", "probability_low", "probability_high"), chance, strict=True))
             rows.append(row)
             if group == ALL:
-                verdicts.append(verdict(mine, other, gap, len(names), seeds))
+                verdicts.append(verdict(mine, other, gap, where, seeds))
     return pd.DataFrame(rows), verdicts
 
 
-def verdict(mine: str, other: str, gap: Difference, tasks: int, seeds: tuple[int, int]) -> str:
-    """One sentence on the mean over all common tasks, which claims a difference only where seeds allow it."""
-    where = f"on the mean over {tasks} task{'s' * (tasks != 1)} ({seeds[0]} against {seeds[1]} seeds)"
+def verdict(
+    mine: str, other: str, gap: Difference, env_steps: Sequence[int], seeds: tuple[Sequence[int], Sequence[int]]
+) -> str:
+    """One sentence on the mean over all common tasks, which claims a difference only where seeds allow it.
+
+    Args:
+        env_steps: where each task is compared.
+        seeds: of both sides, on each task.
+    """
+    tasks = len(env_steps)
+    where = (
+        f"on the mean over {tasks} task{'s' * (tasks != 1)} at {_range(env_steps)} env steps "
+        f"({_range(seeds[0])} against {_range(seeds[1])} seeds)"
+    )
     said = f"{mine} and {other} differ by {gap.value:+.1f} points {where}"
-    if min(seeds) < 2:
+    if min(map(min, seeds)) < 2:
         return f"{said}; one seed cannot tell a difference from chance."
     low, high = gap.interval()
     said = f"{mine} against {other}: {gap.value:+.1f} points [{low:+.1f}, {high:+.1f}] {where}"
-    if min(seeds) < MIN_SEEDS:
+    if min(map(np.median, seeds)) < MIN_SEEDS:
         return f"{said}; with fewer than {MIN_SEEDS} seeds a side no difference is claimed."
     if low > 0:
         return f"{said}: {mine} scores higher on these tasks."
@@ -168,10 +187,15 @@ def verdict(mine: str, other: str, gap: Difference, tasks: int, seeds: tuple[int
     return f"{said}: these seeds do not tell them apart."
 
 
+def _range(values: Sequence[int]) -> str:
+    first, last = min(values), max(values)
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
 def _clock_rows(clocks: Mapping[str, pd.DataFrame], reps: int) -> pd.DataFrame:
     parts = []
     for unit, evals in clocks.items():
-        comparison = align(evals)
+        comparison = align(evals, AT_TIME)
         if len(comparison.agents) < 2 or not comparison.common_tasks:
             continue
         table = statistics.aggregates(comparison.matrices, reps)
@@ -203,23 +227,29 @@ def _warnings(evals: pd.DataFrame, comparison: Comparison, mine: str) -> list[st
     if longer.any():
         names = [str(task) for task in budget.index[longer]]
         found.append(
-            f"different budgets on {len(names)} tasks, compared at the smaller: {', '.join(names[:5])}"
+            f"different budgets on {len(names)} tasks, compared where both were evaluated: {', '.join(names[:5])}"
             + ("…" if len(names) > 5 else "")
         )
-    few = [agent for agent in comparison.agents if comparison.seeds(agent) < MIN_SEEDS]
+    seeds = comparison.finals.groupby(["agent", "task"]).size().groupby(level="agent").min()
+    few = [agent for agent in comparison.agents if seeds[agent] < MIN_SEEDS]
     if few:
-        found.append(f"fewer than {MIN_SEEDS} seeds: {', '.join(few)}")
+        found.append(f"fewer than {MIN_SEEDS} seeds on a task: {', '.join(few)}")
     return found
 
 
 def rules(reps: int) -> tuple[str, ...]:
     """How the numbers came about, for the output."""
     return (
-        "The score of a run at S env steps is that of its last evaluation at or before S; S is the largest env-step "
-        "count of a task that every side reached with at least one seed.",
+        "A task is compared at the largest env steps at which at least half of the seeds of every side were evaluated "
+        f"(within {TOLERANCE:.0%}); no score is carried forward from an earlier evaluation. Runs without an evaluation "
+        "there, and tasks without such a step, are left out and named.",
+        "Every number of a row is of the same seeds: all that have a score where their task is compared.",
+        "At equal time, the score of a run is on the straight line between its evaluations; a task is compared at the "
+        "longest time that at least half of the seeds of every side reached.",
         f"Intervals of a side's mean and IQM, and of the probability of improvement, are 95 % percentile intervals of "
         f"{reps:,} bootstrap resamples stratified by task; with three seeds they are too narrow.",
         f"Differences have Welch t intervals over seeds (95 %), with a standard deviation of at least {MIN_SD:g} point "
         "for each task and side. Higher or lower is said where the interval excludes 0 and both sides have "
-        f"{MIN_SEEDS} seeds; of many tasks, one in twenty would be told apart by chance alone.",
+        f"{MIN_SEEDS} seeds on at least half of the tasks and 2 on all; of "
+        "many tasks, one in twenty would be told apart by chance alone.",
     )

@@ -70,8 +70,8 @@ def regress(
     as_json: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
 ) -> None:
     """Exit with 1 where an agent got worse (one-sided Welch test over seeds), else with 0."""
-    from analysis.regress import POWER
     from analysis.regress import regress as test
+    from analysis.regress import regression_lines
 
     answers = test(_side(baseline), _side(new), alpha, margin)
     regressed = any(answer.regressed for answer in answers)
@@ -79,16 +79,10 @@ def regress(
         typer.echo(json.dumps({"regressed": regressed, "agents": [answer.as_dict() for answer in answers]}, indent=2))
         raise typer.Exit(int(regressed))
     for one in answers:
-        word = "REGRESSED" if one.regressed else "no regression found"
-        missing = f"; missing: {', '.join(one.missing_tasks)}" if one.missing_tasks else ""
-        typer.echo(
-            f"{one.agent}: {word}: {one.baseline_score:.1f} -> {one.new_score:.1f} ({one.difference:+.1f}, at most "
-            f"{one.upper:+.1f}) on {one.tasks} tasks, {one.baseline_seeds} and {one.new_seeds} seeds; a drop of "
-            f"{one.detectable_drop + margin:.1f} is found with {POWER:.0%} power{missing}"
-        )
-        for note in one.notes:
-            typer.echo(f"  {note}")
-    typer.echo(f"rule: worse where the one-sided {1 - alpha:.1%} bound lies below -{margin:g}, or a task is missing")
+        for line in regression_lines(one, margin):
+            typer.echo(line)
+    rule = f"worse where the one-sided {1 - alpha:.1%} bound lies below -{margin:g}, or a task or a run is missing"
+    typer.echo(f"rule: {rule}")
     raise typer.Exit(int(regressed))
 
 

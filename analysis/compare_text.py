@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,7 @@ from bench.errors import UserError
 
 
 def write_compared(compared: Compared, folder: Path, reps: int) -> list[Path]:
-    """Write `compare.md`, `.tex`, `.json`, `.png`, `.pdf` and the two tables as CSV; the same numbers, the same bytes.
+    """Write `compare.md`, `.tex`, `.json`, `.png`, `.pdf` and the tables as CSV; the same numbers, the same bytes.
 
     Raises:
         UserError: the folder cannot be written.
@@ -32,6 +34,7 @@ def write_compared(compared: Compared, folder: Path, reps: int) -> list[Path]:
         atomic.write_json(folder / "compare.json", compared.as_dict())
         write_csv(compared.tasks, folder, "compare")
         write_csv(compared.groups, folder, "compare_groups")
+        write_csv(compared.scores, folder, "compare_scores")
         _draw(compared, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror}): choose another folder with -o") from error
@@ -41,6 +44,7 @@ def write_compared(compared: Compared, folder: Path, reps: int) -> list[Path]:
         "compare.json",
         "compare.csv",
         "compare_groups.csv",
+        "compare_scores.csv",
         "compare.png",
         "compare.pdf",
     )
@@ -87,8 +91,15 @@ def _task_cells(compared: Compared) -> tuple[list[str], list[list[str]]]:
         theirs = interval(row["theirs"], row["theirs_low"], row["theirs_high"])
         seeds = f"{row['mine_seeds']} / {row['their_seeds']}"
         gap = interval(row["difference"], row["low"], row["high"])
-        rows.append([row["task"], row["other"], f"{row['env_steps']:,}", mine, theirs, seeds, gap, row["result"]])
+        rows.append([row["task"], row["other"], _where(row), mine, theirs, seeds, gap, row["result"]])
     return header, rows
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    """The compared env steps, with those of the evaluations where they are others."""
+    evaluations = [row["mine_env_steps"], row["their_env_steps"]]
+    place = f"{row['env_steps']:,}"
+    return place if set(evaluations) == {str(row["env_steps"])} else f"{place} ({' / '.join(evaluations)})"
 
 
 def _wins(compared: Compared) -> list[str]:

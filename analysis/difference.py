@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from analysis.alignment import Floats
+from analysis.score_rule import Floats
 
 MIN_SD = 1.0
 """Points of score. A task whose seeds agree to the digit (all 100) is not known to better than this."""

@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from analysis.alignment import Comparison, learning_curve
+from analysis.alignment import Comparison
 from analysis.panels import interval_row, legend, line, score_axis, shortened, write_csv
+from analysis.score_rule import learning_curve
 from analysis.statistics import METRICS, mean_interval
 from analysis.style import Style, figure, million, save, styles
 
@@ -50,7 +51,13 @@ def learning_curve_table(comparison: Comparison, reps: int) -> pd.DataFrame:
         env_steps, scores = learning_curve(runs)
         mean, low, high = mean_interval(scores, reps)
         shared = {"task": task, "agent": agent}
-        mean_rows = {"env_steps": env_steps, "score": mean, "low": low, "high": high, "seeds": len(runs)}
+        mean_rows = {
+            "env_steps": env_steps,
+            "score": mean,
+            "low": low,
+            "high": high,
+            "seeds": np.isfinite(scores).sum(axis=0),
+        }
         parts.append(pd.DataFrame({**shared, "seed": "mean", **mean_rows}))
         for run in runs:
             parts.append(
@@ -97,7 +104,7 @@ def _curve_page(comparison: Comparison, tables: Mapping[str, pd.DataFrame], fold
     title = "Score over env steps" if name == "learning_curves" else f"{tasks[0]} to {tasks[-1]}"
     caption = (
         "Thick: mean over seeds; band: its 95 % bootstrap interval; thin: each seed. A cross ends a seed that stopped "
-        "before the others of its agent; the mean keeps its last score."
+        "before the others of its agent; the mean is then that of the others, while they are at least half."
     )
     return Drawn(name, title, caption, "Score over env steps. " + " ".join(said), png)
 
@@ -148,8 +155,8 @@ def draw_sample_efficiency(comparison: Comparison, table: pd.DataFrame, folder: 
         png = save(drawn, folder, name)
     first, last = int(table["env_steps"].min()), int(table["env_steps"].max())
     caption = (
-        f"Interquartile mean over {_tasks(comparison)} and their runs, every task at the same env steps, from "
-        f"{first:,} (all runs are evaluated) to {last:,} (the smallest compared env steps of a task). "
+        f"Interquartile mean over {_tasks(comparison)} and their runs, every task at the same env steps, on the "
+        f"coarsest grid that the agents share, from {first:,} to {last:,}. "
         f"{_band(comparison)}"
     )
     alt = f"IQM of scores over env steps. At {last:,} env steps: {', '.join(ends)}."

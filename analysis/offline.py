@@ -1,7 +1,7 @@
 """Runs that learn several tasks offline: their normalised score over updates, and each task's at the end.
 
 The normalised score of a run is the mean of the scores of all its tasks (return / 10 on DMControl, success x 100
-elsewhere). A run that stopped keeps its last score, as in `analysis.alignment`.
+elsewhere). Updates take the place of env steps in the rules of `analysis.score_rule`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.alignment import labels, mixes_obs
 from analysis.figures import Drawn
 from analysis.panels import legend, line, score_axis, shortened, write_csv
+from analysis.score_rule import RunCurve, common_env_steps, learning_curve, score_at
 from analysis.statistics import mean_interval
 from analysis.style import figure, million, save, styles
 from analysis.tables import Tables
@@ -43,27 +45,39 @@ def score_curves(evals: pd.DataFrame, reps: int) -> pd.DataFrame:
     """
     parts = []
     for (tasks, agent), rows in evals.groupby(["tasks", "label"], sort=True):
-        of_seed = rows.groupby(["updates", "seed"])["score"].agg(lambda scores: scores.mean(skipna=False)).unstack()
         shared: dict[str, Any] = {"tasks": tasks, "agent": agent}
-        every = of_seed.ffill().dropna()
-        mean, low, high = mean_interval(every.to_numpy("float64").T, reps)
-        means = {"updates": every.index, "score": mean, "low": low, "high": high, "seeds": every.shape[1]}
-        parts.append(pd.DataFrame({**shared, "seed": "mean", **means}))
-        for seed, scores in of_seed.items():
-            own = scores.dropna()
-            parts.append(pd.DataFrame({**shared, "seed": str(seed), "updates": own.index, "score": own.to_numpy()}))
+        runs = _curves(rows)
+        updates, scores = learning_curve(runs)
+        mean, low, high = mean_interval(scores, reps)
+        means = {"updates": updates, "score": mean, "low": low, "high": high}
+        parts.append(pd.DataFrame({**shared, "seed": "mean", **means, "seeds": np.isfinite(scores).sum(axis=0)}))
+        for run in runs:
+            parts.append(pd.DataFrame({**shared, "seed": str(run.seed), "updates": run.env_steps, "score": run.scores}))
     return pd.concat(parts, ignore_index=True)[CURVES] if parts else pd.DataFrame(columns=CURVES)
 
 
 def final_scores(evals: pd.DataFrame, reps: int) -> pd.DataFrame:
-    """The last score of every task, mean over seeds with its interval; columns `FINALS`."""
+    """The score of every task at the updates where agents are compared, mean over seeds; columns `FINALS`."""
     found = []
-    for (tasks, agent, task), rows in evals.groupby(["tasks", "label", "task"], sort=False):
-        last = rows.sort_values("updates").groupby("seed").tail(1)
-        mean, low, high = mean_interval(last[["score"]].to_numpy("float64"), reps)
-        place = (tasks, task, rows["domain"].iloc[0], agent, int(last["updates"].min()))
-        found.append((*place, mean[0], low[0], high[0], len(last)))
+    for tasks, of_set in evals.groupby("tasks", sort=False):
+        updates = common_env_steps({str(agent): _curves(rows) for agent, rows in of_set.groupby("label")})
+        if updates is None:
+            continue
+        for (agent, task), rows in of_set.groupby(["label", "task"], sort=False):
+            scores = np.array([score_at(run, np.array([updates])) for run in _curves(rows)])  # (seeds, 1)
+            mean, low, high = mean_interval(scores, reps)
+            place = (tasks, task, rows["domain"].iloc[0], agent, updates)
+            found.append((*place, mean[0], low[0], high[0], int(np.isfinite(scores).sum())))
     return pd.DataFrame(found, columns=FINALS)
+
+
+def _curves(rows: pd.DataFrame) -> list[RunCurve]:
+    """The mean score over the tasks in some rows as a curve over updates for each seed."""
+    scores = rows.groupby(["seed", "updates"])["score"].agg(lambda scores: scores.mean(skipna=False)).dropna()
+    return [
+        RunCurve("", int(seed), of.index.get_level_values("updates").to_numpy("int64"), of.to_numpy("float64"))
+        for seed, of in scores.groupby("seed")
+    ]
 
 
 def draw(curves: pd.DataFrame, folder: Path) -> Drawn:

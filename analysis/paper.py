@@ -249,7 +249,8 @@ def _index_text(index: _Index) -> str:
         "# The figures and tables of the TD-MPC2 paper",
         "",
         "Drawn from published numbers. Scores are 0–100: return / 10 on DMControl, success rate in percent elsewhere.",
-        "The final score of a run is its last evaluation; a run that stopped early keeps it. The numbers behind each",
+        "The final score of a run is its last evaluation; a run that stopped early keeps it in the curves of groups. "
+        "The numbers behind each",
         "figure are in the CSV of the same name. With three seeds, a percentile bootstrap interval is too narrow.",
         "",
         markdown(["file", "of the paper", "what"], index.made, 3),

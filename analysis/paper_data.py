@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
-from analysis.alignment import Comparison, Floats, Ints, RunCurve, align, learning_curve, score_at
+from analysis.alignment import Comparison, align
 from analysis.groups import groups
 from analysis.published import read_sidecar
 from analysis.published_finals import CURVES, PUBLISHED, load_finals
+from analysis.score_rule import Floats, Ints, RunCurve, learning_curve
 from analysis.tables import load_tables
 from bench import tasks
 from bench.errors import UserError
@@ -114,8 +115,9 @@ def task_curves(
                 env_steps, scores = env_steps[env_steps <= end], scores[:, env_steps <= end]
             mean, low, high = statistics.mean_interval(scores * (10 if is_return else 1), reps)
             unit = "return" if is_return else "success %"
-            shared = {"task": task, "agent": agent, "seeds": len(runs), "unit": unit}
-            parts.append(pd.DataFrame({**shared, "env_steps": env_steps, "mean": mean, "low": low, "high": high}))
+            values = {"env_steps": env_steps, "mean": mean, "low": low, "high": high}
+            values |= {"seeds": np.isfinite(scores).sum(axis=0)}
+            parts.append(pd.DataFrame({"task": task, "agent": agent, "unit": unit, **values}))
     columns = ["task", "agent", "env_steps", "mean", "low", "high", "seeds", "unit"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -125,7 +127,8 @@ def group_scores(
 ) -> tuple[Ints, Floats]:
     """Scores of an agent over the tasks of a group on one axis, up to the smallest budget among them.
 
-    A run before its first evaluation has no score: the axis begins where all of them have one.
+    Between evaluations the curve of a run is straight. A run before its first evaluation has no score: the axis begins
+    where all of them have one. A published run that stopped keeps its last score, as in the paper.
 
     Returns:
         env_steps: (points,)
@@ -135,10 +138,14 @@ def group_scores(
     count = min(len(of_task) for of_task in runs)
     end = min(tasks.get(task).budget_env_steps for task in names)
     spacing = max(tasks.get(task).eval_every_env_steps for task in names)
-    spacing *= math.ceil(end / spacing / (POINTS - 1))  # on evaluations, so that no curve becomes a staircase
+    spacing *= math.ceil(end / spacing / (POINTS - 1))
     env_steps = np.arange(0, end + 1, spacing)
     scores = np.stack(
-        [np.stack([score_at(run, env_steps) for run in of_task[:count]]) for of_task in runs], axis=1
+        [
+            np.stack([np.interp(env_steps, run.env_steps, run.scores, left=np.nan) for run in of_task[:count]])
+            for of_task in runs
+        ],
+        axis=1,
     )  # (runs, tasks, points)
     there = np.isfinite(scores).all(axis=(0, 1))
     return env_steps[there], scores[..., there]

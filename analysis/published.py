@@ -1,7 +1,6 @@
 """Published learning curves in the suite's own tables.
 
-One rule aligns them, that of `analysis.alignment`: the score of a run at S env steps is that of its last evaluation at
-or before S, and a run that stopped keeps its last score. The final score of a run is its last evaluation.
+`analysis.score_rule` says where they have scores. The final score of a run is its last evaluation.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.alignment import Floats, Ints
 from analysis.published_layout import (
     HEADER,
     RAGGED,
@@ -29,6 +27,7 @@ from analysis.published_layout import (
     regular,
 )
 from analysis.published_sources import Part, Source, recognise
+from analysis.score_rule import Floats, Ints
 from analysis.tables import Problem, Tables, frame, write_tables
 from bench import atomic, tasks
 from bench.errors import UserError

@@ -99,7 +99,7 @@ def check(
         typer.echo(json.dumps(found, indent=2))
         return
     typer.echo(f"{sum(one.runs for one in parts)} runs in {len(parts)} parts")
-    typer.echo("rule: the score at S env steps is that of the last evaluation at or before S; the last one is final")
+    typer.echo("rule: the last evaluation of a run is its final score")
     for kind, rule in KINDS.items():
         of_kind = [one for one in irregularities if one.kind == kind]
         if not of_kind:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.alignment import Floats, Ints
+from analysis.score_rule import Floats, Ints
 from bench import tasks
 from bench.errors import UserError
 

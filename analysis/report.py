@@ -164,7 +164,7 @@ def _render(
         aggregates=_aggregate_rows(aggregates),
         metrics=statistics.METRICS,
         finals=_final_rows(comparison, finals),
-        notes=[*_matrix_notes(tables), *comparison.notes],
+        notes=[*_matrix_notes(tables), *comparison.notes, *comparison.surplus],
         problems=tables.problems,
         unfinished=_unfinished(tables),
         configurations=_configurations(tables),

@@ -18,7 +18,7 @@ import pandas as pd
 from rliable import metrics
 from scipy.stats import trim_mean
 
-from analysis.alignment import Floats, Ints
+from analysis.score_rule import Floats, Ints
 
 REPS = 2000
 """Bootstrap resamples."""
@@ -219,24 +219,84 @@ def improvement_interval(x: Floats, y: Floats, reps: int = REPS, seed: int = 0) 
     return float(low), float(high)
 
 
+def task_aggregates(tasks: Sequence[Floats], reps: int = REPS, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """Mean over tasks and IQM over runs with bootstrap intervals stratified by task, of any number of seeds a task.
+
+    With the same number of seeds on every task, the values are those of `aggregate`.
+
+    Args:
+        tasks: for each task the scores of its seeds, (seeds,)
+
+    Returns:
+        "mean" and "iqm" -> (value, low, high); low and high are NaN where a task has one seed.
+    """
+    share = np.concatenate([np.full(len(scores), 1 / (len(scores) * len(tasks))) for scores in tasks])
+    runs = np.concatenate(tasks)
+    values = {"mean": float(runs @ share), "iqm": float(trim_mean(runs, proportiontocut=0.25))}
+    if min(map(len, tasks)) < 2:
+        return {name: (value, float("nan"), float("nan")) for name, value in values.items()}
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([_drawn(scores, reps, rng) for scores in tasks], axis=1)
+    spread = {"mean": drawn @ share, "iqm": trim_mean(drawn, proportiontocut=0.25, axis=1)}
+    ends = {name: _percentiles(values) for name, values in spread.items()}
+    return {name: (value, float(ends[name][0]), float(ends[name][1])) for name, value in values.items()}
+
+
+def task_improvement(
+    x: Sequence[Floats], y: Sequence[Floats], reps: int = REPS, seed: int = 0
+) -> tuple[float, float, float]:
+    """Probability of improvement with its bootstrap interval, of any number of seeds a task.
+
+    Args:
+        x: for each task the scores of X's seeds, (seeds,)
+        y: the same for Y, in the same order of tasks
+
+    Returns:
+        value, low, high; low and high are NaN where a task has one seed.
+    """
+    pairs = list(zip(x, y, strict=True))
+    value = float(np.mean([_wins(one[None], other[None])[0] for one, other in pairs]))
+    if min(len(scores) for pair in pairs for scores in pair) < 2:
+        return value, float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    won = [_wins(_drawn(one, reps, rng), _drawn(other, reps, rng)) for one, other in pairs]
+    low, high = _percentiles(np.mean(won, axis=0))
+    return value, float(low), float(high)
+
+
+def _drawn(scores: Floats, reps: int, rng: np.random.Generator) -> Floats:
+    """Resamples of a task's seeds: (seeds,) -> (reps, seeds)."""
+    return scores[rng.integers(len(scores), size=(reps, len(scores)))]
+
+
+def _wins(x: Floats, y: Floats) -> Floats:
+    """Share of pairs that X wins, ties half: (reps, seeds of X), (reps, seeds of Y) -> (reps,)."""
+    above, equal = x[:, :, None] > y[:, None], x[:, :, None] == y[:, None]
+    wins: Floats = (above + 0.5 * equal).mean(axis=(1, 2))
+    return wins
+
+
 def mean_interval(scores: Floats, reps: int = REPS, seed: int = 0) -> tuple[Floats, Floats, Floats]:
-    """Mean over runs with its percentile bootstrap interval at each point.
+    """Mean over the runs that have a score, with its percentile bootstrap interval, at each point.
 
     Runs are resampled whole. This is the stratified bootstrap for a single task, without its Python loop.
 
     Args:
-        scores: (runs, points)
+        scores: (runs, points), NaN where a run has no score
 
     Returns:
         mean, low, high: (points,); low and high are NaN with one run.
     """
-    mean = scores.mean(axis=0)
-    if len(scores) < 2:
-        nothing = np.full_like(mean, np.nan)
-        return mean, nothing, nothing
-    drawn = np.random.default_rng(seed).integers(len(scores), size=(reps, len(scores)))
-    counts = np.stack([(drawn == run).sum(axis=1) for run in range(len(scores))], axis=1)  # (reps, runs)
-    low, high = np.percentile(counts @ scores / len(scores), [2.5, 97.5], axis=0)
+    mean, low, high = (np.full(scores.shape[1], np.nan) for _ in range(3))
+    sets, of_point = np.unique(np.isfinite(scores), axis=1, return_inverse=True)
+    for place, there in enumerate(sets.T):
+        points = of_point.ravel() == place
+        some = scores[np.ix_(there, points)]
+        mean[points] = some.mean(axis=0)
+        if len(some) > 1:
+            drawn = np.random.default_rng(seed).integers(len(some), size=(reps, len(some)))
+            counts = np.stack([(drawn == run).sum(axis=1) for run in range(len(some))], axis=1)  # (reps, runs)
+            low[points], high[points] = np.percentile(counts @ some / len(some), [2.5, 97.5], axis=0)
     return mean, low, high
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.alignment import RunCurve, align, label, learning_curve, sample_efficiency_scores, score_at
+from analysis.alignment import align, label, sample_efficiency_scores
 from bench.schema import EVALS
 
 
@@ -12,13 +12,7 @@ def notes_about(comparison, words):
     return [note for note in comparison.notes if words in note.text]
 
 
-def test_score_at_is_the_last_evaluation_at_or_before():
-    run = RunCurve("r", 1, np.array([100, 200, 400]), np.array([1.0, 2.0, 4.0]))
-    at = score_at(run, np.array([0, 99, 100, 250, 399, 400, 900]))
-    np.testing.assert_array_equal(at, [np.nan, np.nan, 1.0, 2.0, 2.0, 4.0, 4.0])
-
-
-def test_final_scores_are_taken_where_every_agent_has_a_seed(make_evals):
+def test_final_scores_are_taken_where_every_agent_was_evaluated(make_evals):
     evals = make_evals(
         {
             ("a", "t", 1): {0: 0, 100: 10, 200: 20, 300: 30},
@@ -28,11 +22,36 @@ def test_final_scores_are_taken_where_every_agent_has_a_seed(make_evals):
         }
     )
     comparison = align(evals)
-    assert comparison.final_env_steps == {"t": 250}
-    np.testing.assert_array_equal(comparison.matrices["a"], [[20], [11]])
-    np.testing.assert_array_equal(comparison.matrices["b"], [[50], [60]])
-    [early] = notes_about(comparison, "stopped before")
-    assert early.items == ("a · t · seed 2: 100 of 250", "b · t · seed 1: 100 of 250")
+    assert comparison.final_env_steps == {"t": 100}
+    np.testing.assert_array_equal(comparison.matrices["a"], [[10], [11]])
+    np.testing.assert_array_equal(comparison.matrices["b"], [[50]])
+    [absent] = notes_about(comparison, "without an evaluation where their task is compared")
+    assert absent.items == ("b · t · seed 2: at 250, compared at 100",)
+
+
+def test_evaluations_beside_the_compared_step_are_named(make_evals):
+    comparison = align(make_evals({("a", "t", 1): {99_840: 1.0}, ("b", "t", 1): {100_000: 2.0}}))
+    assert comparison.finals.set_index("agent")["env_steps"].to_dict() == {"a": 99_840, "b": 100_000}
+    [beside] = notes_about(comparison, "beside the compared step")
+    assert beside.items == ("a · t · seed 1: 99,840 for 100,000",)
+
+
+def test_a_task_without_a_common_step_is_left_out_by_name(make_evals):
+    comparison = align(
+        make_evals(
+            {
+                ("a", "t", 1): {0: 0, 10: 5, 50: 10},
+                ("b", "t", 1): {0: 0, 100: 50},
+                ("a", "u", 1): {100: 1.0},
+                ("b", "u", 1): {100: 2.0},
+                ("a", "v", 1): {0: 1.0},
+                ("b", "v", 1): {0: 2.0},
+            }
+        )
+    )
+    assert comparison.common_tasks == ("u",)
+    [note] = notes_about(comparison, "no common step above 0")
+    assert note.items == ("t (a at 10 and 50; b at 100)", "v (a at 0 only; b at 0 only)")
 
 
 def test_surplus_seeds_are_named_and_kept_in_the_curves(make_evals):
@@ -40,7 +59,7 @@ def test_surplus_seeds_are_named_and_kept_in_the_curves(make_evals):
     runs = {("a", "t", seed): curve for seed in (3, 1, 2)} | {("a", "u", seed): curve for seed in (7, 8)}
     comparison = align(make_evals(runs))
     assert comparison.matrices["a"].shape == (2, 2)
-    [surplus] = notes_about(comparison, "beyond")
+    [surplus] = comparison.surplus
     assert surplus.items == ("a · t · seed 3",)
     assert len(comparison.curves["a", "t"]) == 3
     assert int(comparison.finals["in_aggregates"].sum()) == 4
@@ -68,16 +87,6 @@ def test_scores_that_are_no_numbers_are_left_out_and_named(make_evals):
     [note] = notes_about(comparison, "not a number")
     assert note.text.startswith("2 evaluations")
     assert note.items == ("a/t/seed1-0 (1)", "a/t/seed2-0 (1)")
-
-
-def test_run_that_begins_after_the_compared_env_steps_is_left_out(make_evals):
-    comparison = align(make_evals({("a", "t", 1): {100: 1}, ("b", "t", 1): {100: 2}, ("b", "t", 2): {200: 3}}))
-    np.testing.assert_array_equal(comparison.matrices["b"], [[2.0]])
-    [note] = notes_about(comparison, "without an evaluation at or before")
-    assert note.items == ("b · t · seed 2",)
-    env_steps, scores = sample_efficiency_scores(comparison)
-    assert env_steps.tolist() == [100]
-    np.testing.assert_array_equal(scores["b"], [[[2.0]]])
 
 
 def test_two_settings_under_one_name_are_not_averaged(make_evals):
@@ -114,24 +123,24 @@ def test_kinds_of_observation_are_told_apart(make_evals):
     assert align(evals).agents == ("a (rgb)", "a (state)")
 
 
-def test_learning_curve_keeps_the_last_score_of_a_short_run(make_evals):
-    comparison = align(make_evals({("a", "t", 1): {0: 0, 100: 1, 200: 2}, ("a", "t", 2): {50: 5}}))
-    env_steps, scores = learning_curve(comparison.curves["a", "t"])
-    assert env_steps.tolist() == [50, 100, 200]
-    np.testing.assert_array_equal(scores, [[0, 1, 2], [5, 5, 5]])
-
-
-def test_sample_efficiency_axis_is_where_all_have_scores(make_evals):
+def test_sample_efficiency_is_on_the_coarsest_grid_of_all(make_evals):
     runs = {
         ("a", "t", 1): {0: 0, 100: 1, 200: 2},
-        ("a", "u", 1): {50: 3, 100: 4, 400: 5},
-        ("b", "t", 1): {0: 6, 100: 7, 200: 8},
-        ("b", "u", 1): {0: 9, 100: 10, 200: 11, 300: 12},
+        ("a", "u", 1): {0: 2, 50: 3, 100: 4, 400: 5},
+        ("b", "t", 1): {0: 6, 100: 7, 150: 0, 200: 8},
+        ("b", "u", 1): {0: 9, 100: 10, 200: 11, 400: 12},
     }
     env_steps, scores = sample_efficiency_scores(align(make_evals(runs)))
-    assert env_steps.tolist() == [50, 100, 200]
-    np.testing.assert_array_equal(scores["a"], [[[0, 1, 2], [3, 4, 4]]])
+    assert env_steps.tolist() == [0, 100, 200]
+    np.testing.assert_allclose(scores["a"], [[[0, 1, 2], [2, 4, 4 + 1 / 3]]])
     np.testing.assert_array_equal(scores["b"], [[[6, 7, 8], [9, 10, 11]]])
+
+
+def test_no_sample_efficiency_without_two_common_steps(make_evals):
+    env_steps, scores = sample_efficiency_scores(
+        align(make_evals({("a", "t", 1): {0: 1, 9: 2}, ("b", "t", 1): {9: 3}}))
+    )
+    assert (env_steps.size, scores) == (0, {})
 
 
 @pytest.mark.parametrize("points", [2, 5])

@@ -14,7 +14,7 @@ from analysis.cli import app
 from analysis.compare import compare, verdict
 from analysis.compare_text import as_markdown, write_compared
 from analysis.difference import Difference, difference
-from analysis.regress import regress
+from analysis.regress import regress, regression_lines
 from analysis.sides import Side, gather, load_side, placed_finals
 from analysis.tables import VERSION_KEY, frame
 from bench.errors import UserError
@@ -84,7 +84,7 @@ def test_one_seed_has_no_interval():
     ],
 )
 def test_verdict_claims_what_seeds_allow(value, seeds, words):
-    assert words in verdict("a", "b", Difference(value, 1.0, 10.0), 5, seeds)
+    assert words in verdict("a", "b", Difference(value, 1.0, 10.0), [100, 200], ([seeds[0]] * 2, [seeds[1]] * 2))
 
 
 # Comparisons.
@@ -103,10 +103,30 @@ def compared(make_evals):
 def test_tasks_are_compared_at_common_env_steps(make_evals):
     evals = make_evals(
         scores("mine", {"walker-walk": (90, 91, 92)}, 100)
-        | {("them", "walker-walk", seed): {0: 0.0, 50: 20.0 + seed, 200: 99.0} for seed in (1, 2, 3)}
+        | {("them", "walker-walk", seed): {0: 0.0, 99: 20.0 + seed, 200: 99.0} for seed in (1, 2, 3)}
     )
-    row = compare("mine", evals, {}, REPS).tasks.iloc[0]
-    assert (row["env_steps"], row["theirs"], row["difference"]) == (100, 22.0, 69.0)
+    compared = compare("mine", evals, {}, REPS)
+    row = compared.tasks.iloc[0]
+    assert (row["env_steps"], row["mine_env_steps"], row["their_env_steps"]) == (100, "100", "99")
+    assert (row["theirs"], row["difference"]) == (22.0, 69.0)
+    assert "at 100 env steps" in compared.verdicts[0]
+    assert "100 (100 / 99)" in as_markdown(compared, REPS)
+
+
+def test_a_row_is_of_one_set_of_seeds(make_evals):
+    """With other numbers of seeds on other tasks, mean, IQM and difference of a group are of the same runs."""
+    mine = scores("mine", {"walker-walk": (50, 50, 50, 50), "walker-run": (80, 0, 80, 80)})
+    theirs = scores("them", {"walker-walk": (60, 60), "walker-run": (60, 60, 80, 0)})
+    compared = compare("mine", make_evals(mine | theirs), {}, REPS)
+    for group in compared.groups.to_dict("records"):
+        assert group["difference"] == pytest.approx(group["mine_mean"] - group["theirs_mean"])
+    whole = compared.groups.set_index("group").loc["All"]
+    assert (whole["mine_seeds"], whole["their_seeds"]) == (4, 2)
+    assert (whole["mine_mean"], whole["theirs_mean"], whole["theirs_iqm"]) == (55, 55, 60)
+    assert not any("beyond" in note for note in compared.notes)
+    for task in compared.tasks.to_dict("records"):
+        assert task["difference"] == pytest.approx(task["mine"] - task["theirs"])
+    assert compared.tasks.set_index("task").loc["walker-run", "their_seeds"] == 4
 
 
 def test_only_common_tasks_count_and_the_rest_is_said(compared):
@@ -307,8 +327,32 @@ def test_missing_task_or_agent_is_a_regression(make_evals):
     before = side(make_evals(scores("sac", {"a": (80, 82), "b": (50, 52)})))
     [answer] = regress(before, side(make_evals(scores("sac", {"a": (80, 82)}))))
     assert (answer.regressed, answer.missing_tasks) == (True, ("b",))
-    [answer] = regress(before, side(make_evals(scores("ppo", {"a": (80, 82)}))))
-    assert (answer.regressed, answer.missing_tasks) == (True, ("a", "b"))
+    both = side(make_evals(scores("sac", {"a": (80, 82)}) | scores("ppo", {"a": (80, 82)})))
+    by_agent = {answer.agent: answer for answer in regress(both, side(make_evals(scores("ppo", {"a": (80, 82)}))))}
+    assert not by_agent["ppo"].regressed
+    assert (by_agent["sac"].regressed, by_agent["sac"].missing_tasks) == (True, ("a",))
+    assert regression_lines(by_agent["sac"], 0)[0] == "sac: REGRESSED: no task can be compared"
+
+
+def test_differently_named_agents_are_refused(make_evals):
+    before, after = (side(make_evals(scores(name, {"a": (80, 82)}))) for name in ("old", "new"))
+    with pytest.raises(UserError, match="no agent in common: the baseline holds old, the new results new"):
+        regress(before, after)
+
+
+def test_sides_without_a_common_step_are_refused(make_evals):
+    before, after = (side(make_evals(scores("sac", {"a": (80, 82)}, at))) for at in (100, 200))
+    with pytest.raises(UserError, match=r"no task of the baseline can be compared.*a \(baseline at 100; new at 200\)"):
+        regress(before, after)
+
+
+def test_a_new_run_that_fell_out_is_a_regression(make_evals):
+    before = side(make_evals(scores("sac", {"a": (80, 81, 82)})))
+    after = make_evals(scores("sac", {"a": (80, 81, 82)}))
+    after.loc[(after["seed"] == 3) & (after["env_steps"] == 100), "score"] = np.nan
+    [answer] = regress(before, side(after))
+    assert (answer.regressed, answer.missing_runs, answer.new_seeds) == (True, ("a · seed 3",), 2)
+    assert regression_lines(answer, 0)[1] == "  runs without new scores at the compared env steps: a · seed 3"
 
 
 def test_one_seed_cannot_be_tested(make_evals):
@@ -320,13 +364,10 @@ def test_nan_is_never_taken_for_no_regression(make_evals):
     before = make_evals(scores("sac", {"a": (80, 82), "b": (50, 52)}))
     one = before.copy()
     one.loc[(one["task"] == "b") & (one["seed"] == 2) & (one["env_steps"] == 100), "score"] = np.nan
-    [answer] = regress(side(before), side(one))
-    assert any("1 evaluations have a score that is not a number" in note for note in answer.notes)
-    assert any(
-        "stopped before the compared env steps" in note for note in answer.notes
-    )  # it counts with its last score
-    [answer] = regress(side(before), side(before.assign(score=np.nan)))
-    assert (answer.regressed, answer.missing_tasks) == (True, ("a", "b"))
+    with pytest.raises(UserError, match="one seed on a task"):
+        regress(side(before), side(one))
+    with pytest.raises(UserError, match="no task of the baseline can be compared"):
+        regress(side(before), side(before.assign(score=np.nan)))
     with pytest.raises(UserError, match="the baseline holds no score that is a number"):
         regress(side(before.assign(score=np.nan)), side(before))
     with pytest.raises(UserError, match="the baseline holds no evaluation"):
@@ -357,6 +398,7 @@ def test_command_exits_with_the_answer(make_run, tmp_path):
     result = runner.invoke(app, ["regress", str(tmp_path / "old"), str(tmp_path / "new")])
     assert result.exit_code == 1
     assert "REGRESSED: 90.2 -> 50.2" in result.stdout
+    assert "on 1 task at 100 env steps, 3 and 3 seeds" in result.stdout
     assert "with 80% power" in result.stdout
     result = runner.invoke(app, ["regress", str(tmp_path / "old"), str(tmp_path / "old"), "--json"])
     assert result.exit_code == 0

@@ -129,11 +129,12 @@ def test_the_normalised_score_is_the_mean_over_tasks(folder: Path) -> None:
         np.array([[0, 2.5], [100, 60], [200, 80]])
     )
     mean = curves[curves["seed"] == "mean"]
-    assert mean["score"].tolist() == pytest.approx([2.5, 52.5, 62.5]), "seed 2 stopped at 45 and keeps it"
+    assert mean["score"].tolist() == pytest.approx([2.5, 52.5, 80])
+    assert mean["seeds"].tolist() == [2, 2, 1], "seed 2 stopped at 100"
     assert set(mean["tasks"]) == {"walker-walk+mw-reach"}
     finals = offline_analysis.final_scores(evals, 100).set_index("task")
-    assert finals["score"].tolist() == pytest.approx([50, 75])
-    assert finals.loc["mw-reach", "seeds"] == 2
+    assert finals["score"].tolist() == pytest.approx([60, 100])
+    assert finals.loc["mw-reach", ["updates", "seeds"]].tolist() == [200, 1]
 
 
 def test_they_stay_out_of_what_is_over_env_steps(folder: Path) -> None:
@@ -154,12 +155,13 @@ def test_report(folder: Path, tmp_path: Path, alone: bool) -> None:
     assert row is not None
     words = " ".join(row.text.split())
     assert "walker-walk+mw-reach" in words
-    assert "walker-walk 50.0" in words
-    assert "62.5" in words
+    assert "1 seed" in words
+    assert "walker-walk 60.0" in words
+    assert "80.0" in words
     assert "100 of 200 updates" in " ".join(html.select_one("#unfinished-runs").text.split())  # type: ignore[union-attr]
     files = tmp_path / "r_files"
     assert (files / "offline.png").stat().st_size > 1000
-    assert pd.read_csv(files / "offline_final_scores.csv")["score"].tolist() == pytest.approx([50, 75])
+    assert pd.read_csv(files / "offline_final_scores.csv")["score"].tolist() == pytest.approx([60, 100])
     if not alone:
         assert html.select_one("#final-scores") is not None
         missing = [heading for heading in html.find_all("summary") if "missing from the matrix" in heading.text]

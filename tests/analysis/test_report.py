@@ -89,9 +89,8 @@ def test_report_shows_everything(page):
     assert "abc123" in text
     assert "batch_size" in text
     assert "torch 2.13.0" in text
-    assert "sac has 2 seeds on every task" in text
     assert "runs without any evaluation yet" in text
-    assert "walker-walk · seed 3: 100 of 200" in text
+    assert "sac · walker-walk · seed 3: at 100, compared at 200" in text
 
 
 def test_page_is_self_contained_with_text_for_every_figure(page):

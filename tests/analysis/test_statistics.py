@@ -164,3 +164,33 @@ def test_no_scores_give_empty_tables():
     assert statistics.improvements(empty).empty
     assert statistics.performance_profiles(empty).empty
     assert statistics.sample_efficiency(np.zeros(0, dtype=np.int64), {}).empty
+
+
+# Any number of seeds a task.
+
+
+def test_task_aggregates_are_those_of_full_matrices():
+    scores = np.random.default_rng(0).uniform(0, 100, (5, 30))
+    found = statistics.task_aggregates(list(scores.T), 4000)
+    table = statistics.aggregates({"a": scores}, 4000).set_index("metric")
+    for name, metric in (("mean", "Mean"), ("iqm", "IQM")):
+        np.testing.assert_allclose(found[name][0], table.loc[metric, "value"])
+        np.testing.assert_allclose(found[name][1:], table.loc[metric, ["low", "high"]].astype(float), atol=0.6)
+
+
+def test_task_improvement_is_that_of_full_matrices():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 9, (4, 20)).astype(float), rng.integers(0, 8, (3, 20)).astype(float)
+    value, low, high = statistics.task_improvement(list(x.T), list(y.T), 4000)
+    assert value == pytest.approx(statistics.probability_of_improvement(x, y))
+    np.testing.assert_allclose([low, high], statistics.improvement_interval(x, y, 4000), atol=0.02)
+
+
+def test_uneven_seeds_weigh_as_tasks_in_the_mean_and_as_runs_in_the_iqm():
+    tasks = [np.array([0.0, 0.0, 0.0, 0.0]), np.array([100.0, 50.0])]
+    found = statistics.task_aggregates(tasks, 500)
+    assert found["mean"][0] == 37.5
+    assert found["iqm"][0] == pytest.approx(12.5)  # the middle four of 0 0 0 0 50 100
+    assert found["mean"][1:] == (25, 50)
+    assert np.isnan(statistics.task_aggregates([np.array([1.0]), np.array([1.0, 2.0])], 500)["mean"][1])
+    assert statistics.task_improvement(tasks[::-1], tasks, 500)[0] == 0.5
