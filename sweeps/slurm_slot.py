@@ -133,7 +133,8 @@ def requeue() -> bool:
     Called from the main loop, never from a signal's handler: requeueing ends the job's processes, `scontrol` itself
     included, which must have done its work by then.
     """
-    job = os.environ["SLURM_JOB_ID"]
+    job = job_id()  # of an array's task with its number: the task started last has the array's own SLURM_JOB_ID
+    assert job is not None
     for _ in range(REQUEUE_TRIES):
         try:
             state = slurm_state.of_job(job)

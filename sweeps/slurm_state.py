@@ -70,6 +70,9 @@ def states(*launches: LaunchRecord) -> dict[str, JobState]:
 def of_job(job_id: str) -> str:
     """The state of one job as the controller knows it.
 
+    Args:
+        job_id: `41`, or `41_7` for a task of an array; the plain number of an array would be all of its tasks.
+
     Raises:
         SlurmSilent: no answer.
     """
