@@ -26,9 +26,7 @@ def _path(run: RunDir, at: int) -> Path:
 
 def saved(run: RunDir) -> list[int]:
     """Where on the run's clock checkpoints lie in its directory, ascending. Unfinished files do not count."""
-    if not run.checkpoints.is_dir():
-        return []
-    return sorted(int(path.stem) for path in run.checkpoints.glob("[0-9]*.pt"))
+    return run.saved()
 
 
 def save(run: RunDir, at: int, state: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Light on purpose: planning a sweep loads no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,11 @@ class Source:
         self.sha256 = "" if self.model is None else sha256_of(self.model.path)
         self._begun: list[RunSpec] = []
         if self.model is None and begun.is_dir():
-            runs = sorted(find_runs(begun), key=lambda run: run.run_json.stat().st_mtime, reverse=True)
-            self._begun = [run.spec for run in runs]
+            runs, unreadable = find_runs(begun)
+            if unreadable:
+                raise UserError(f"{unreadable[0]}: whether a run has started from {path} is unknown")
+            specs = {run.run_json: run.spec for run in runs}
+            self._begun = [specs[file] for file in sorted(specs, key=os.path.getmtime, reverse=True)]
 
     def resolve(
         self, overrides: Mapping[str, Any], task: Task, obs: str, init_task: str | None

@@ -19,9 +19,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pydantic import ValidationError
 from bench import atomic
 from bench.errors import UserError
 from bench.processes import Process
+from bench.results_tree import Unreadable, walk
 from bench.run_progress import Progress, progress_of
 from bench.runspec import RunSpec
 from bench.schema import EVAL_CSV, OFFLINE_EVAL_CSV, READABLE_VERSIONS, SCHEMA_VERSION
@@ -57,7 +59,7 @@ class RunDir:
         run = cls(sweep_folder / spec.run_id)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            if not run.run_json.exists():
+            if run.read_json("run.json") is None:
                 atomic.write_json(
                     run.run_json,
                     {"schema_version": SCHEMA_VERSION, "hash": spec.hash, "spec": spec.model_dump(), "attempts": []},
@@ -102,7 +104,21 @@ class RunDir:
 
     def newest_checkpoint(self) -> int:
         """Where on the run's clock the newest checkpoint lies; 0 where there is none."""
-        return max((int(path.stem) for path in self.checkpoints.glob("[0-9]*.pt")), default=0)
+        return max(self.saved(), default=0)
+
+    def saved(self) -> list[int]:
+        """Where on the run's clock checkpoints lie, ascending. Unfinished files do not count.
+
+        Raises:
+            UserError: the folder cannot be read. The run is then not taken for one without checkpoints.
+        """
+        try:
+            names = os.listdir(self.checkpoints)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(f"{self.checkpoints} cannot be read: {error.strerror}") from error
+        return sorted(int(name[:-3]) for name in names if name.endswith(".pt") and name[:-3].isdecimal())
 
     def silent_deaths(self) -> int:
         """How many attempts in a row, up to the last, began at the newest checkpoint and ended without a word."""
@@ -117,17 +133,27 @@ class RunDir:
         """A JSON file of the directory; None where it does not exist.
 
         Raises:
-            UserError: the file is not JSON.
+            UserError: the file cannot be read or is not JSON, or it, or a folder on the way to it, is a broken link.
         """
         path = self.path / name
         try:
-            value: dict[str, Any] = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            for place in (path, self.path, *self.path.parents[:3]):
+                if os.path.islink(place) and not os.path.exists(place):
+                    raise UserError(
+                        f"{place} is a link to {os.readlink(place)}, which does not exist: restore that or remove the "
+                        "link"
+                    ) from error
             return None
-        except json.JSONDecodeError as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged ({error}): remove it, or the whole run directory, and run again"
             ) from error
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is damaged (no JSON object): remove it, or the whole run directory, and run again")
         return value
 
     def info(self) -> dict[str, Any]:
@@ -158,7 +184,7 @@ class RunDir:
             budget: what counts as done, in env steps or updates; what the run itself was done with by default. A run
                 that was done with a smaller budget is pending again.
         """
-        failed = (self.path / "failed.json").exists()
+        failed = os.path.exists(self.path / "failed.json")  # False where nothing can be read, which the next lines say
         try:
             return progress_of(self.read_json("heartbeat"), self.read_json("done.json"), failed, budget or 0)
         except (KeyError, TypeError) as error:
@@ -313,13 +339,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def find_runs(folder: Path) -> Iterator[RunDir]:
-    """Every run directory below a folder, in order of path.
+def find_runs(folder: Path) -> tuple[list[RunDir], list[Unreadable]]:
+    """Every run directory below a folder, in order of path, and what could not be entered (see `results_tree.walk`).
 
     Raises:
         UserError: the folder does not exist.
     """
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}: give a results folder, for example results/quickstart")
-    for path in sorted(folder.rglob("run.json")):
-        yield RunDir(path.parent)
+    folders, unreadable = walk(folder)
+    return [RunDir(one.path) for one in folders if "run.json" in (*one.files, *one.folders)], unreadable

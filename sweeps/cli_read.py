@@ -25,7 +25,17 @@ def _reader(target: Path, results: Path, assignments: list[str] | None) -> tuple
     from sweeps import expand, plan, state
 
     if target.is_dir():
-        return target, lambda: state.read_folder(target)
+        said: set[str] = set()
+
+        def read_folder() -> list[RunState]:
+            runs, unreadable = state.read_folder(target)
+            for line in [f"not read: {one}" for one in unreadable]:
+                if line not in said:
+                    typer.echo(line, err=True)
+                said.add(line)
+            return runs
+
+        return target, read_folder
     sweep = expand.load(target, assignments or (), results)
     folder = plan.sweep_folder(sweep.name, results)
     first = sweep.runs[0].offline

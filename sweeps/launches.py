@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ def records(sweep_folder: Path) -> list[LaunchRecord]:
     for path in sorted((sweep_folder / ".launch").glob("*/launch.json")):
         try:
             found.append(LaunchRecord(path.parent))
-        except json.JSONDecodeError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}): remove {path.parent}") from error
     return found
 

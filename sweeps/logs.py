@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bench.errors import UserError
-from bench.rundir import RunDir
+from bench.rundir import RunDir, find_runs
 from sweeps import launches, selectors
 from sweeps.record import LaunchRecord
 
@@ -54,12 +55,14 @@ def find_run(run: str, results: Path) -> RunDir:
     Raises:
         UserError: no run is meant, or several.
     """
-    if (Path(run) / "run.json").is_file():
+    if os.path.exists(Path(run) / "run.json"):
         return RunDir(Path(run))
-    found = [path.parent for path in sorted(results.glob("*/*/*/seed*/run.json")) if _is_meant(path.parent, run)]
+    runs, unreadable = find_runs(results)
+    found = [one.path for one in runs if _is_meant(one.path, run)]
     if not found:
+        said = f" ({unreadable[0]})" if unreadable else ""
         raise UserError(
-            f"no run '{run}' below {results}: give a run directory, or a run as `bench sweep status FILE --json` "
+            f"no run '{run}' below {results}{said}: give a run directory, or a run as `bench sweep status FILE --json` "
             "names it, such as sac/cup-catch/seed1"
         )
     if len(found) > 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 from agents import registry
 from bench.errors import UserError
-from bench.rundir import RunDir
+from bench.rundir import RunDir, find_runs
 from bench.runspec import RunSpec, decisive
 from bench.tasks import tasks
 
@@ -91,11 +91,10 @@ def sources(measurements: Sequence[Measurement]) -> str:
 
 
 def _of_runs(results: Path) -> Iterator[Measurement]:
-    for path in sorted(results.glob("*/*/*/*/run.json")):
-        directory = RunDir(path.parent)
+    for directory in find_runs(results)[0] if results.is_dir() else ():
         try:
             found = _of_run(directory)
-        except UserError:
+        except (UserError, KeyError, TypeError, ZeroDivisionError):
             continue  # a damaged directory says nothing about speed; `status` names it
         if found is not None:
             yield found
@@ -137,7 +136,7 @@ def _of_speed_files(folder: Path) -> Iterator[Measurement]:
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} is not JSON ({error}): remove it, or measure again with `bench speed`") from error
         if not isinstance(content, dict):
             continue

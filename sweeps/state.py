@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UserError
+from bench.results_tree import Unreadable
 from bench.run_progress import Progress
 from bench.rundir import RunDir, find_runs
 from bench.runspec import RunSpec
@@ -46,9 +47,11 @@ class RunState:
 
 
 def read(directory: RunDir, spec: RunSpec) -> RunState:
-    """The state of one run; one whose directory does not exist yet is pending, a damaged one has failed."""
+    """The state of one run; one whose directory does not exist yet is pending, one that cannot be read has failed."""
     try:
         progress = directory.progress(spec.budget)
+        if progress.state in ("pending", "stale") and directory.read_json("run.json") is not None:
+            directory.info()  # what a launch would start is not taken for new because its run.json cannot be read
         error = _error(directory) if progress.state == "failed" else None
         done = directory.read_json("done.json") if progress.state == "pending" else None
         extendable = done is None or bool(done.get("replay_kept", True))
@@ -62,16 +65,26 @@ def read_all(folder: Path, specs: Iterable[RunSpec]) -> list[RunState]:
     return [read(RunDir(folder / spec.run_id), spec) for spec in specs]
 
 
-def read_folder(folder: Path) -> list[RunState]:
+def read_folder(folder: Path) -> tuple[list[RunState], list[Unreadable]]:
     """The states of every run directory below a folder, with the budgets that the directories state.
 
+    Returns:
+        The states; and the folders, and the directories whose run.json, that cannot be read.
+
     Raises:
-        UserError: no such folder, or no run in it, or a run.json that cannot be read.
+        UserError: no such folder, or no run in it that can be read.
     """
-    states = [read(directory, directory.spec) for directory in find_runs(folder)]
+    states = []
+    directories, unreadable = find_runs(folder)
+    for directory in directories:
+        try:
+            states.append(read(directory, directory.spec))
+        except UserError as damage:
+            unreadable.append(Unreadable(directory.path, str(damage).removeprefix(f"{directory.path}/")))
     if not states:
-        raise UserError(f"no run below {folder}: give a sweep file or a folder of results")
-    return states
+        said = f" that can be read ({unreadable[0]})" if unreadable else ""
+        raise UserError(f"no run below {folder}{said}: give a sweep file or a folder of results")
+    return states, unreadable
 
 
 def _error(directory: RunDir) -> str:

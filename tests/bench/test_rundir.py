@@ -251,7 +251,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run directory"):
         run.info()
     with pytest.raises(UserError, match="no folder"):
-        list(find_runs(tmp_path / "nothing"))
+        find_runs(tmp_path / "nothing")
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
