@@ -33,11 +33,13 @@ def collect(folder: Path, progress: Callable[[str], None] | None = None, cache: 
     Raises:
         UserError: no such folder, or no run directory in it.
     """
-    found = list(find_runs(folder))
+    found, unreadable = find_runs(folder)
     if not found:
-        raise UserError(f"no run directory below {folder}: give one that holds runs, for example results/quickstart")
+        said = f" that can be read ({unreadable[0]})" if unreadable else ""
+        raise UserError(f"no run directory below {folder}{said}: give one that holds runs, such as results/quickstart")
     cache = cache or Cache()
     collector = _Collector()
+    collector.problems += [Problem(one.path.as_posix(), one.reason, "not read") for one in unreadable]
     for number, run in enumerate(found, 1):
         collector.add(cache.read(run))
         if progress is not None and number % 1000 == 0:
@@ -53,7 +55,9 @@ class _Collector:
         self.with_evals: dict[str, RunRead] = {}
 
     def add(self, read: RunRead) -> None:
-        self.problems += [Problem(read.path, message) for message in read.problems]
+        agent = read.shared.get("agent", "")
+        self.problems += [Problem(read.path, message, "not read", agent) for message in read.unread]
+        self.problems += [Problem(read.path, message, agent=agent) for message in read.problems]
         if read.row is None:
             return
         self.reads.append(read)

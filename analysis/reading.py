@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,8 @@ class RunRead:
     evals: dict[str, NDArray[Any]] = field(default_factory=dict)
     """The columns `MEASURED`: (evaluations,), in order of env steps, or of updates and then of tasks."""
     problems: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    """Problems that leave nothing of the run to compare: its run.json or its eval.csv cannot be read."""
     configuration: str = ""
     """JSON of what tells configurations apart."""
     failure: Failure | None = None
@@ -69,6 +72,11 @@ class RunRead:
         self.problems.append(f"{message}: {_one_line(error)}")
         self.settled = False
 
+    def lose(self, message: str, error: BaseException) -> None:
+        """Note that the file which says what the run is, or its evaluations, could not be read."""
+        self.unread.append(f"{message}: {_one_line(error)}")
+        self.settled = False
+
 
 def read_run(run: RunDir) -> RunRead:
     """Read a run directory; what is damaged in it is named in `problems`."""
@@ -77,7 +85,7 @@ def read_run(run: RunDir) -> RunRead:
         info, spec = run.info(), run.spec
         attempts = [dict(attempt) for attempt in info["attempts"]]
     except DAMAGE as error:
-        read.refuse("left out, its run.json cannot be used", error)
+        read.lose("left out, its run.json cannot be used", error)
         return read
     if info.get("hash") != spec.hash:
         read.problems.append(f"hash {info.get('hash')} of run.json is not that of its specification ({spec.hash})")
@@ -105,9 +113,11 @@ def _tasks(spec: RunSpec) -> list[list[str]]:
 def _read_evals(read: RunRead, run: RunDir, spec: RunSpec) -> None:
     offline = spec.offline is not None
     try:
+        if os.path.islink(run.eval_csv) and not os.path.exists(run.eval_csv):
+            raise UserError(f"it links to {os.readlink(run.eval_csv)}, which does not exist")
         episodes, remarks = read_eval_csv(run.eval_csv, spec.tasks if offline else ())
     except DAMAGE as error:
-        read.refuse("eval.csv cannot be read", error)
+        read.lose("eval.csv cannot be read", error)
         return
     read.problems += remarks
     episodes = episodes.sort_values([spec.axis, "of_task"], kind="stable")

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -36,6 +36,13 @@ class Problem:
 
     path: str
     message: str
+    kind: Literal["not read", "left out", "note"] = "left out"
+    """Results that could not be read at all; rows or runs left out; something to know where nothing is left out."""
+    agent: str = ""
+    """Whose results they are; empty where that is unknown."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.path}: {self.message}"
 
 
 @dataclass(frozen=True)
