@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.envs import unrendered, vulkan
+from bench.envs import sapien_placeholders, unrendered, vulkan
 from bench.envs.base import TaskEnv
 from bench.envs.missing import MANISKILL_ASSETS
 from bench.envs.quiet import hushed
@@ -70,7 +70,9 @@ class ManiSkill(TaskEnv):
         self, task: Task, seed: int, action_repeat: int, render_mode: Literal["rgb_array"] | None = None
     ) -> None:
         super().__init__(task, seed, action_repeat, render_mode)
+        gpu = vulkan.device()  # before a placeholder takes Vulkan's place
         with hushed():
+            sapien_placeholders.import_sapien()
             import_module("mani_skill2.envs")  # registers its environments
             registered = import_module("mani_skill2.utils.registration").REGISTERED_ENVS
         known = task.simulator_id in registered and task.simulator_id in CONTROL_MODES
@@ -78,7 +80,6 @@ class ManiSkill(TaskEnv):
             raise UserError(
                 f"no ManiSkill2 environment '{task.simulator_id}' is known here: valid are {', '.join(CONTROL_MODES)}"
             )
-        gpu = vulkan.device()
         if render_mode is not None and gpu is None:
             raise UserError(vulkan.needed_for(task.name))
         options = {

@@ -81,11 +81,11 @@ def test_every_row(task: Task) -> None:
 
 
 def skip_what_this_machine_lacks(task: Task) -> None:
-    """ManiSkill2 needs a library of the system, and two of its tasks need models from the internet."""
+    """Two tasks of ManiSkill2 need models from the internet."""
     try:
         envs.make(task).close()
     except UserError as error:
-        if "libvulkan" in str(error) or "needs models" in str(error):
+        if "needs models" in str(error):
             pytest.skip(str(error))
         raise
 
