@@ -20,6 +20,7 @@ from bench.envs.maniskill import ManiSkill
 from bench.envs.missing import import_failure
 from bench.errors import UserError
 
+
 def make(name: str, **options: Any) -> ManiSkill:
     env = envs.make(name, **options)
     assert isinstance(env, ManiSkill)
