@@ -4,6 +4,9 @@ The lock is a file that is written aside and then linked to its name, which NFS,
 flock. It is stale, and taken over, when its process is gone from this machine, or, where its process cannot be seen
 from here, when neither the lock nor the run's heartbeat has changed for `STALE_AFTER_S` by the file system's own clock.
 
+A lock file is removed only by the one who has claimed the removal of that very lock, in a file made in the same way: a
+fresh lock that has taken its place meanwhile is never touched.
+
 A process that was only cut off or suspended may wake up after its lock was taken over. It must not write then, so
 every write is prepared, then the lock is checked, then the write is committed; and whoever takes over first makes
 worthless what others have prepared:
@@ -15,13 +18,10 @@ worthless what others have prepared:
 from __future__ import annotations
 
 import contextlib
-import functools
+import hashlib
 import json
-import operator
 import os
-import socket
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +38,8 @@ from bench.rundir import RunDir
 
 ASKED_EVERY_S = 5.0
 LOCK_POLL_S = 0.05
+TAKING_S = 60.0
+"""How long to wait for another process that has found the same stale lock and is about to remove it."""
 
 
 class LockLost(Exception):
@@ -81,20 +83,21 @@ class RunLock:
         Raises:
             UserError: another live process trains this run.
         """
-        for _ in range(2):
-            me = Holder(Process.current(), uuid.uuid4().hex, job_id())
-            if not _make(self.path, me):
-                holder = _read(self.path)
-                if holder is not None and not self._gone(holder):
-                    raise self._taken(holder)
-                self._remove_stale(holder)
-                continue
-            self._token = me.token
-            self.run.guard = self.check
-            self.run.discard_prepared()
-            self.wanted.unlink(missing_ok=True)
-            return
-        raise UserError(f"cannot take {self.path}: another process keeps taking it")
+        me = Holder(Process.current(), uuid.uuid4().hex, job_id())
+        deadline = time.monotonic() + TAKING_S
+        while not _make(self.path, me):
+            content = _content(self.path)
+            holder = _holder(content)
+            if holder is not None and not self._gone(holder):
+                raise self._taken(holder)
+            if content is not None and not _remove(self.path, content):
+                if time.monotonic() > deadline:
+                    raise UserError(f"cannot take {self.path}: another process has been taking it for {TAKING_S:.0f} s")
+                time.sleep(LOCK_POLL_S)
+        self._token = me.token
+        self.run.guard = self.check
+        self.run.discard_prepared()
+        self.wanted.unlink(missing_ok=True)
 
     def _taken(self, holder: Holder) -> UserError:
         owner = holder.process
@@ -102,11 +105,6 @@ class RunLock:
             f"run {self.run.spec.run_id} is being trained by process {owner.pid} on {owner.host}: "
             "wait for it, or end that process"
         )
-
-    def _remove_stale(self, holder: Holder | None) -> None:
-        caught = _take_away(self.path, lambda caught: caught == holder or self._gone(caught))
-        if caught is not None:
-            raise self._taken(caught)
 
     def _gone(self, holder: Holder) -> bool:
         if holder.process.is_here:
@@ -116,24 +114,22 @@ class RunLock:
     # Holding it
 
     def check(self) -> None:
-        """Make sure that the lock is still ours. Opening the file makes NFS ask its server.
+        """Make sure that the lock is still ours.
 
         Raises:
             LockLost: somebody else has it.
         """
-        holder = _read(self.path)
-        if holder is None:
-            time.sleep(0.5)  # one who tried to take it has moved it aside, sees its mistake, and puts it back
-            holder = _read(self.path)
+        holder = _holder(_content(self.path))
         if self._token is None or holder is None or holder.token != self._token:
             whom = f"process {holder.process.pid} on {holder.process.host}" if holder else "another process"
             raise LockLost(f"{self.run.path} was taken over by {whom}: this process stops without writing to it")
 
     def release(self) -> None:
         """Give the lock back; one that was lost is left to whoever has it."""
-        with contextlib.suppress(LockLost):
-            self.check()
-            self.path.unlink(missing_ok=True)
+        content = _content(self.path)
+        holder = _holder(content)
+        if content is not None and holder is not None and holder.token == self._token:
+            _remove(self.path, content)
             self.run.guard = atomic.nothing
         self._token = None
 
@@ -141,7 +137,7 @@ class RunLock:
 
     def holder(self) -> Holder | None:
         """Who holds the lock; None where it is free or stale."""
-        holder = _read(self.path)
+        holder = _holder(_content(self.path))
         return None if holder is None or self._gone(holder) else holder
 
     def ask_for(self) -> None:
@@ -205,32 +201,25 @@ def _held(path: Path, taken: Callable[[Holder], None]) -> Iterator[None]:
     """Hold a lock; `taken` is told of a live holder each time that it is found taken."""
     me = Holder(Process.current(), uuid.uuid4().hex, job_id())
     while not _make(path, me):
-        holder = _read(path)
-        if holder is None or _moment_gone(path, holder):
-            _take_away(path, functools.partial(operator.eq, holder))
-        else:
+        content = _content(path)
+        holder = _holder(content)
+        if holder is not None and not _moment_gone(path, holder):
             taken(holder)
+        elif content is not None and _remove(path, content):
+            continue
         time.sleep(LOCK_POLL_S)
     try:
         yield
     finally:
-        _give_back(path, me)
+        content = _content(path)
+        if content is not None and _holder(content) == me:
+            _remove(path, content)
 
 
 def keep(path: Path) -> None:
     """Say that the holder of a `claimed` lock lives."""
     with contextlib.suppress(FileNotFoundError):  # taken over
         os.utime(path)
-
-
-def _give_back(path: Path, me: Holder) -> None:
-    for _ in range(10):
-        holder = _read(path)
-        if holder is not None:
-            if holder == me:
-                path.unlink(missing_ok=True)
-            return
-        time.sleep(LOCK_POLL_S)  # one who took it for stale has moved it aside, and puts it back
 
 
 def _moment_gone(path: Path, holder: Holder) -> bool:
@@ -241,7 +230,7 @@ def _moment_gone(path: Path, holder: Holder) -> bool:
 
 def _make(path: Path, holder: Holder) -> bool:
     """Make a lock file, whole from its first instant; false where there is one already."""
-    aside = path.with_name(f".{path.name}.{holder.token}")
+    aside = path.with_name(f".{path.name.lstrip('.')}.{holder.token}")
     try:
         with aside.open("w") as file:
             json.dump(holder.to_json(), file)
@@ -255,22 +244,31 @@ def _make(path: Path, holder: Holder) -> bool:
     return True
 
 
-def _take_away(path: Path, stale: Callable[[Holder], bool]) -> Holder | None:
-    """Remove a stale lock. Renaming is atomic: of several processes that try, one gets it, and one that catches the
-    fresh lock of another puts it back. Returns the holder of such a fresh lock."""
-    aside = path.with_name(f"{path.name}.stale-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}")
+def _remove(path: Path, content: bytes) -> bool:
+    """Remove a lock file that has this content.
+
+    Tokens make the contents of locks unique, and every removal of a content goes through one claim, its own holder's
+    too: whoever has the claim and still finds the content there removes it and nothing else. A claim is a lock itself;
+    that of a process that died is removed in the same way.
+
+    Returns:
+        Whether a lock with this content is gone; False while another process that lives is about to remove it.
+    """
+    claim = path.with_name(f".{path.name}.removal-{hashlib.sha256(content).hexdigest()[:32]}")
+    me = Holder(Process.current(), uuid.uuid4().hex, job_id())
+    while not _make(claim, me):
+        other = _content(claim)
+        holder = _holder(other)
+        if holder is not None and not _moment_gone(claim, holder):
+            return False
+        if other is not None and not _remove(claim, other):
+            return False
     try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return None
-    caught = _read(aside)
-    if caught is None or stale(caught):
-        aside.unlink()
-        return None
-    with contextlib.suppress(FileExistsError):
-        os.link(aside, path)
-    aside.unlink()
-    return caught
+        if _content(path) == content:
+            path.unlink()
+    finally:
+        claim.unlink(missing_ok=True)
+    return True
 
 
 def _silent_s(*paths: Path) -> float:
@@ -285,9 +283,17 @@ def _silent_s(*paths: Path) -> float:
     return current - max(changed)
 
 
-def _read(path: Path) -> Holder | None:
-    """Who holds a lock file; None where it is gone, or holds nothing that a lock holds."""
+def _content(path: Path) -> bytes | None:
+    """What a lock file holds; None where there is none. Opening the file makes NFS ask its server."""
     try:
-        return Holder.from_json(json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _holder(content: bytes | None) -> Holder | None:
+    """Who holds a lock file of this content; None where it is not that of a lock."""
+    try:
+        return None if content is None else Holder.from_json(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

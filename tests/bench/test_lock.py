@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -9,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from waiting import wait_until
 
-from bench import atomic, lock
+from bench import atomic
 from bench.errors import UserError
 from bench.lock import LockLost, RunLock, locked
 from bench.processes import Process
@@ -82,8 +85,7 @@ def test_a_process_of_another_pid_namespace_is_not_taken_for_dead(run: RunDir) -
         RunLock(run).acquire()
 
 
-def test_whoever_lost_the_lock_can_write_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock.time, "sleep", lambda seconds: None)
+def test_whoever_lost_the_lock_can_write_nothing(run: RunDir) -> None:
     first, second = RunDir(run.path), RunDir(run.path)
     mine = RunLock(first)
     mine.acquire()
@@ -213,3 +215,107 @@ def test_a_lock_for_a_moment_is_exclusive(tmp_path: Path) -> None:
     atomic.write_json(tmp_path / "lock", {"process": dead, "token": "x", "job_id": None})
     _count(counter, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"counter"}
+
+
+OPERATIONS = ("open", "os.link", "os.remove", "os.rename")
+"""Audit events of what a process does to files; each comes before the operation."""
+
+
+def take(run: RunDir, stop_before: int, answer: Connection, end: Connection) -> None:
+    """Take the run's lock, suspended before the n-th operation on its folder; then hold it until the end."""
+    done = 0
+
+    def suspend(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal done
+        if event in OPERATIONS and str(run.path) in str(arguments):
+            done += 1
+            if done == stop_before:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(suspend)
+    held = RunLock(run)
+    try:
+        held.acquire()
+    except UserError:
+        answer.send(("refused", done))
+        return
+    answer.send(("held", done))
+    end.recv()
+    held.check()
+    answer.send(("still held", done))
+
+
+class Taker:
+    """A process that takes the lock of a run and is suspended on the way."""
+
+    def __init__(self, run: RunDir, stop_before: int = 0) -> None:
+        context = multiprocessing.get_context("fork")
+        self.answer, answer = context.Pipe(duplex=False)
+        end, self.end = context.Pipe(duplex=False)
+        self.process = context.Process(target=take, args=(run, stop_before, answer, end))
+        self.process.start()
+        answer.close()
+
+    def proceed(self) -> None:
+        """Let it go on until it is suspended, has the lock, is refused, or waits for another that is suspended."""
+        deadline = time.monotonic() + 0.2
+        while not self.answer.poll(0.002) and time.monotonic() < deadline:
+            if self.suspended:
+                return
+
+    @property
+    def suspended(self) -> bool:
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def outcomes_of(takers: Sequence[Taker]) -> list[str]:
+    """Let all go on, woken up wherever they are suspended."""
+    while not all(taker.answer.poll(0.002) for taker in takers):
+        for taker in takers:
+            if taker.suspended:
+                os.kill(taker.process.pid or 0, signal.SIGCONT)
+    return [str(taker.answer.recv()[0]) for taker in takers]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("left", ["dead", "garbage"])
+def test_a_stale_lock_is_taken_by_one_wherever_others_are_suspended(run: RunDir, left: str) -> None:
+    """One is suspended between any two steps of taking it, a second too, a third takes it or waits; then all go on."""
+    dead = {"process": Process.current().to_json() | {"started_ticks": 1}, "token": "theirs", "job_id": None}
+
+    def stale() -> None:
+        for path in run.path.glob("*lock*"):
+            path.unlink()
+        (run.path / "lock").write_text(json.dumps(dead) if left == "dead" else "")
+
+    stale()
+    alone = Taker(run)
+    outcome, steps = alone.answer.recv()
+    assert outcome == "held"
+    alone.end.send(None)
+    alone.process.join()
+    assert steps >= 8
+    for first in range(1, steps + 1):
+        for second in range(1, steps + 1, 2):
+            stale()
+            takers = [Taker(run, first), Taker(run, second), Taker(run)]
+            for taker in takers[:2]:
+                taker.proceed()
+            time.sleep(0.02)  # for the third, which may have to wait for them
+            outcomes = outcomes_of(takers)
+            assert sorted(outcomes) == ["held", "refused", "refused"], (first, second, outcomes)
+            holder = takers[outcomes.index("held")]
+            holder.end.send(None)
+            assert outcomes_of([holder]) == ["still held"], (first, second)
+            for taker in takers:
+                taker.process.join()
+
+
+def test_a_claim_of_a_process_that_died_is_removed(run: RunDir) -> None:
+    """Killed between claiming the removal of a stale lock and removing it."""
+    dead = json.dumps({"process": Process.current().to_json() | {"started_ticks": 1}, "token": "a", "job_id": None})
+    (run.path / "lock").write_text(dead)
+    claim = run.path / f".lock.removal-{hashlib.sha256(dead.encode()).hexdigest()[:32]}"
+    claim.write_text(dead.replace('"a"', '"b"'))
+    RunLock(run).acquire()
+    assert [path.name for path in run.path.glob("*lock*")] == ["lock"]
