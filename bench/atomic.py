@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 
+UMASK = os.umask(0)
+"""What the user's umask takes from the modes of new files; a file made aside would be the user's alone."""
+os.umask(UMASK)
+
+
 def nothing() -> None:
     """The check of a file that has no owner."""
 
@@ -31,7 +36,7 @@ def writing(path: Path, check: Callable[[], None] = nothing) -> Iterator[IO[byte
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
+        os.chmod(aside, 0o666 & ~UMASK)
         check()
         os.replace(aside, path)
     except BaseException:

@@ -11,6 +11,8 @@ import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import atomic
+
 VIDEO_FPS = 30
 """Of evaluation episodes, whatever their agent steps stand for."""
 
@@ -36,7 +38,7 @@ def write_mp4(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
     os.close(handle)
     try:
         _encode(Path(aside), even, fps)
-        os.chmod(aside, 0o644)
+        os.chmod(aside, 0o666 & ~atomic.UMASK)
         os.replace(aside, path)
     finally:
         Path(aside).unlink(missing_ok=True)

@@ -177,15 +177,15 @@ def lockstep_groups(runs: Sequence[RunDir]) -> list[list[RunDir]]:
     """Runs that can go on together: those whose newest checkpoint is at the same place of their clock.
 
     A fleet killed while it was writing its checkpoints has runs one checkpoint apart: if they all have an earlier one
-    in common, they stay one fleet and go on from there.
+    in common, they stay one fleet and go on from there. A run without a checkpoint stands at 0.
     """
     if not runs:
         return []
-    saved = {id(run): checkpoint.saved(run) for run in runs}
-    if all(saved.values()) and set.intersection(*(set(steps) for steps in saved.values())):
+    places = {id(run): checkpoint.saved(run) or [0] for run in runs}
+    if set.intersection(*(set(steps) for steps in places.values())):
         return [list(runs)]
-    ordered = sorted(runs, key=lambda run: saved[id(run)][-1:])
-    return [list(group) for _, group in itertools.groupby(ordered, key=lambda run: saved[id(run)][-1:])]
+    ordered = sorted(runs, key=lambda run: places[id(run)][-1])
+    return [list(group) for _, group in itertools.groupby(ordered, key=lambda run: places[id(run)][-1])]
 
 
 def main(run_dirs: Sequence[Any], options: TrainOptions, quiet: bool = False) -> int:

@@ -39,7 +39,7 @@ def take(launch_folder: Path, checkout: Path = CHECKOUT) -> Path:
             (aside / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, aside / relative)
         atomic.write_json(aside / SNAPSHOT_JSON, {"snapshot": digest, **git_state(checkout)})
-        aside.chmod(0o755)
+        aside.chmod(0o777 & ~atomic.UMASK)
         try:
             aside.rename(target)
         except OSError:

@@ -60,6 +60,9 @@ def test_a_fleet_goes_on_from_what_all_have(tmp_path: Path) -> None:
     assert lockstep_groups([fresh, run_dir(tmp_path / "d")])[0][0] is fresh
     checkpoint.save(ahead, 30, {})
     assert sorted(map(len, lockstep_groups([ahead, behind, fresh]))) == [1, 1, 1]
+    begun = run_dir(tmp_path / "e")
+    checkpoint.save(begun, 0, {})
+    assert lockstep_groups([begun, fresh]) == [[begun, fresh]]
 
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from bench.fleet import TrainOptions
 from bench.rundir import RunDir
 from bench.runspec import RunSpec
 from bench.tasks import get
-from bench.worker import train_runs
+from bench.worker import lockstep_groups, train_runs
 
 pytestmark = pytest.mark.whole
 
@@ -174,6 +174,7 @@ def test_a_fleet_killed_between_its_checkpoints_stays_together(tmp_path: Path) -
         assert train_runs(runs, options(), None, after(calls)) == EXIT_INTERRUPTED
     newest = checkpoint.saved(runs[1])[-1]
     (runs[1].checkpoints / f"{newest:010d}.pt").unlink()
+    assert lockstep_groups(runs) == [runs]
     assert train_runs(runs, options(), None, never) == EXIT_DONE
     for one, other in zip(whole, runs, strict=True):
         assert evaluations(one) == evaluations(other)
