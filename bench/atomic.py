@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-
 UMASK = os.umask(0)
 """What the user's umask takes from the modes of new files; a file made aside would be the user's alone."""
 os.umask(UMASK)

@@ -109,6 +109,8 @@ def _show_scripts(sweep: Sweep, results: Path, executor: Executor, known: list[M
     from sweeps import launch, text
 
     out = text.console()
+    for remark in executor.remarks():
+        out.print(remark, soft_wrap=True)
     for number, script in enumerate(launch.rehearse(sweep, results, executor, known), 1):
         out.print(f"Submission {number}, given to sbatch:\n\n{script}", soft_wrap=True)
 
@@ -145,6 +147,8 @@ def _launch(
     from sweeps import launch, plan, text
 
     out = text.console()
+    for remark in executor.remarks():
+        out.print(remark, soft_wrap=True)
     launched = launch.launch(sweep, results, executor, wanted or plan.is_startable, known=known)
     described = executor.describe(launched.record) if launched.record else None
     text.show_launched(out, launched, described, str(sweep.path))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from bench.errors import UserError
 from sweeps import document
@@ -16,8 +16,13 @@ SHIPPED = Path(__file__).with_name("profiles")
 """Profiles that come with the suite, called by their name."""
 
 
-OURS = frozenset({"array", "dependency", "error", "no-requeue", "open-mode", "output", "requeue", "signal", "wrap"})
-"""Options of sbatch that no profile sets."""
+OURS = frozenset(
+    {
+        *("array", "dependency", "error", "no-requeue", "open-mode", "output", "requeue", "signal", "wrap"),
+        *("parsable", "quiet", "wait", "test-only", "clusters", "help", "usage", "version"),
+    }
+)
+"""Options of sbatch that no profile sets: those of the launch itself, and those that change what sbatch answers."""
 
 
 class Gpus(Part):
@@ -67,8 +72,18 @@ class Profile(Part):
     def _not_ours(cls, value: dict[str, str | bool]) -> dict[str, str | bool]:
         for key in value:
             if key in OURS:
-                raise ValueError(f"sbatch.{key} is set by the launch itself, as are {', '.join(sorted(OURS))}")
+                cure = "; export SLURM_CLUSTERS instead, which every command follows" if key == "clusters" else ""
+                raise ValueError(f"sbatch.{key} is the launch's own, as are {', '.join(sorted(OURS))}{cure}")
         return value
+
+    @model_validator(mode="after")
+    def _signal_within_the_limit(self) -> Profile:
+        if self.signal_s >= 60 * self.time_min:
+            raise ValueError(
+                f"signal_s must be less than the time limit: {self.signal_s} s before the end of {self.time_min} min "
+                "is before the beginning; lower signal_s or raise time_h"
+            )
+        return self
 
     @property
     def time_min(self) -> int:

@@ -50,6 +50,10 @@ class Executor(Protocol):
         """GPUs that one slot holds; less than 1 where slots share them."""
         ...
 
+    def remarks(self) -> list[str]:
+        """What a person should know before something is submitted."""
+        ...
+
     def scripts(self, launch_folder: Path, code: str, placement: Placement) -> list[str]:
         """What `submit` would give to the cluster, in order; nothing on this machine."""
         ...

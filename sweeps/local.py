@@ -47,6 +47,10 @@ class LocalExecutor:
         """Its share of `resources.gpus`; of the first one that it sees where they are not given."""
         return min(1.0, len(set(resources.gpus or (0,))) / resources.slots)
 
+    def remarks(self) -> list[str]:
+        """Nothing."""
+        return []
+
     def scripts(self, launch_folder: Path, code: str, placement: Placement) -> list[str]:
         """Nothing is given to anybody."""
         return []

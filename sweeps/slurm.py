@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import UserError
 from bench.processes import Process
-from sweeps import sizing, slurm_limits, slurm_state, snapshot
+from sweeps import sizing, slurm_environment, slurm_limits, slurm_state, snapshot
 from sweeps.cluster import Profile
 from sweeps.executor import Placement
 from sweeps.record import LaunchRecord
@@ -115,28 +113,38 @@ class SlurmExecutor:
         return float(self.profile.gpus.count)
 
     def _check_partition(self) -> None:
-        wanted = self.profile.partition
-        if wanted is None:
-            return
         known = slurm_limits.partitions()
-        for name in wanted.split(","):
+        wanted = self.profile.partition
+        names = wanted.split(",") if wanted else [name for name, found in known.items() if found.default]
+        for name in names:
             if name not in known:
                 raise UserError(
                     f"{self.source}: partition: Slurm has no partition '{name}': valid are {', '.join(known)}"
                 )
+        longest = [known[name].max_min for name in names]
+        limits = [minutes for minutes in longest if minutes is not None]
+        if limits and len(limits) == len(longest) and self.profile.time_min > max(limits):
+            raise UserError(
+                f"{self.source}: time_h: {self.profile.time_h:g} h is more than partition {' or '.join(names)} allows "
+                f"({max(limits) / 60:g} h), and such a job would wait for ever: lower time_h (runs continue over jobs)"
+            )
 
     def _rehearse(self, limits: Limits, slots: int) -> None:
         """Ask Slurm whether it would take the first submission, without submitting it."""
         chunk = chunks(slots, limits.max_array_size, self.profile.parallel)[0]
         text = _script(self._submitit(Path("launch")), self._parameters("rehearsal", chunk, None, "code"), chunk)
         try:
-            with _outside_of_jobs():
-                slurm_limits.test_only(text)
+            slurm_limits.test_only(text)
         except slurm_state.SlurmSilent as error:
             words = str(error).removeprefix("sbatch does not answer: ")
             raise UserError(
                 f"Slurm refuses such a job: {words}; nothing was submitted (profile {self.source})"
             ) from error
+
+    def remarks(self) -> list[str]:
+        """Which variables of the shell are ignored."""
+        remark = slurm_environment.remark()
+        return [remark] if remark else []
 
     # Submission
 
@@ -155,7 +163,7 @@ class SlurmExecutor:
             after = None if chunk.after is None else submitted[chunk.after]
             executor.update_parameters(**self._parameters(job_name(record.path), chunk, after, record.info["code"]))
             try:
-                with _outside_of_jobs():
+                with slurm_environment.cleaned():
                     jobs = executor.map_array(
                         run_slurm_slot,
                         [str(record.path.resolve())] * chunk.count,
@@ -226,6 +234,8 @@ class SlurmExecutor:
             "array_parallelism": chunk.parallel,
             "dependency": None if after is None else f"afterany:{after}",
             "stderr_to_stdout": True,
+            "srun_args": ["--export=ALL", f"--cpus-per-task={profile.cpus}"],  # srun takes neither over from sbatch
+            "wckey": None,  # submitit's own, which clusters that use wckeys refuse
             "setup": setup,
             "additional_parameters": extra,
         }
@@ -292,22 +302,3 @@ def _script(executor: submitit.SlurmExecutor, parameters: dict[str, Any], chunk:
         return executor._make_submission_file_text(executor._submitit_command_str, "")
     finally:
         executor.parameters.pop("map_count", None)
-
-
-@contextlib.contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Submit as from a login node also from within a job, whose own variables would bind what is submitted."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SRUN_")) and name not in ("SLURM_CONF", "SLURM_CLUSTERS")
-    }
-    if "SLURM_JOB_ID" not in inherited:
-        yield
-        return
-    for name in inherited:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(inherited)

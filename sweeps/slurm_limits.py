@@ -7,6 +7,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+from sweeps.slurm_environment import clean
 from sweeps.slurm_state import TIMEOUT_S, SlurmSilent, ask
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -53,9 +54,34 @@ def read(account: str | None, qos: str | None) -> Limits:
     return Limits(max_array_size, found[source], queued, source)
 
 
-def partitions() -> list[str]:
-    """Names of the cluster's partitions."""
-    return re.findall(r"^PartitionName=(\S+)", ask("scontrol", "show", "partition", "--oneliner"), re.MULTILINE)
+@dataclass(frozen=True)
+class Partition:
+    """What a partition allows."""
+
+    default: bool
+    """Whether it takes jobs that name none."""
+    max_min: int | None
+    """Longest time limit in minutes; None for no limit."""
+
+
+def partitions() -> dict[str, Partition]:
+    """The cluster's partitions by name."""
+    found = {}
+    for line in ask("scontrol", "show", "partition", "--oneliner").splitlines():
+        values = dict(word.partition("=")[::2] for word in line.split())
+        if "PartitionName" in values:
+            limit = _minutes(values.get("MaxTime", "UNLIMITED"))
+            found[values["PartitionName"]] = Partition(values.get("Default") == "YES", limit)
+    return found
+
+
+def _minutes(text: str) -> int | None:
+    """Minutes of Slurm's `days-hours:minutes:seconds`, its days optional; None for UNLIMITED and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, _seconds = (int(part or 0) for part in match.groups())
+    return (24 * days + hours) * 60 + minutes
 
 
 def shares(total: int, parts: int) -> list[int]:
@@ -70,7 +96,9 @@ def test_only(script: str) -> None:
         SlurmSilent: it would not, in its words.
     """
     command = ["sbatch", "--test-only"]
-    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(
+        command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=clean()
+    )
     if done.returncode != 0:
         lines = [line.partition("error: ")[2] or line for line in done.stderr.strip().splitlines()]
         raise SlurmSilent("; ".join(lines) or f"exit code {done.returncode}")

@@ -20,7 +20,7 @@ from bench.lock import RunLock
 from bench.processes import Process
 from bench.provenance import job_id
 from bench.rundir import RunDir
-from sweeps import slurm_state
+from sweeps import slurm_environment, slurm_state
 from sweeps.record import LaunchRecord
 from sweeps.slot import Slot, is_open
 from sweeps.slurm_state import SlurmSilent
@@ -159,6 +159,7 @@ def _scontrol_requeue(job: str) -> None:
         start_new_session=True,
         preexec_fn=_hold_signals_back,
         timeout=slurm_state.TIMEOUT_S,
+        env=slurm_environment.clean(),
     )
     if done.returncode != 0:
         raise SlurmSilent((done.stderr or done.stdout).strip() or f"scontrol ended with {done.returncode}")

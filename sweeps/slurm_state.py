@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.errors import UserError
+from sweeps.slurm_environment import clean
 
 if TYPE_CHECKING:
     from sweeps.record import LaunchRecord
@@ -100,7 +101,7 @@ def ask(*command: str) -> str:
         SlurmSilent: no such command, no answer, or a refusal; one line.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=clean())
     except FileNotFoundError as error:
         raise SlurmSilent(f"no {command[0]} here: call this on the cluster's login node") from error
     except subprocess.TimeoutExpired as error:

@@ -15,7 +15,6 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@60
 #SBATCH --time=150
-#SBATCH --wckey=submitit
 
 # setup
 export TMPDIR="/home/me/tmp"
@@ -27,4 +26,4 @@ export PYTHONPATH=/home/me/results/x/.launch/code/0123456789ab${PYTHONPATH:+:$PY
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /home/me/results/x/.launch/20260101-120000/submitit/%A_%a_%t_log.out /home/me/.venv/bin/python -u -m submitit.core._submit /home/me/results/x/.launch/20260101-120000/submitit
+srun --unbuffered --output /home/me/results/x/.launch/20260101-120000/submitit/%A_%a_%t_log.out --export=ALL --cpus-per-task=2 /home/me/.venv/bin/python -u -m submitit.core._submit /home/me/results/x/.launch/20260101-120000/submitit
