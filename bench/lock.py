@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -164,8 +165,8 @@ class AskedToLetGo:
 def locked(path: Path) -> Iterator[None]:
     """Wait for an exclusive lock, and hold it for a moment: for decisions that several processes or machines may take.
 
-    A lock is stale, and removed, as in `RunLock`; without a heartbeat, its own age counts, so nothing that takes as
-    long as `STALE_AFTER_S` may be done under it.
+    A lock is stale, and removed, as in `RunLock`; without a heartbeat, its own age counts, so what may take as
+    long as `STALE_AFTER_S` is done under `kept` too.
     """
     with _held(path, lambda holder: None):
         yield
@@ -216,8 +217,26 @@ def _held(path: Path, taken: Callable[[Holder], None]) -> Iterator[None]:
             _remove(path, content)
 
 
+@contextlib.contextmanager
+def kept(path: Path, every_s: float = STALE_AFTER_S / 10) -> Iterator[None]:
+    """Say at intervals that the holder of a lock lives, while something is done that may take long."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(every_s):
+            keep(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def keep(path: Path) -> None:
-    """Say that the holder of a `claimed` lock lives."""
+    """Say that the holder of a lock lives."""
     with contextlib.suppress(FileNotFoundError):  # taken over
         os.utime(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import signal
 import socket
@@ -81,6 +82,14 @@ def wait_gone(processes: Sequence[Process], timeout_s: float) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def user_name() -> str:
+    """The name of the user; the number where the system knows no name, as in a container with a foreign uid."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def pid_space() -> str:

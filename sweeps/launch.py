@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 
 from bench import atomic
 from bench.errors import UserError
-from bench.lock import locked
-from bench.processes import Process
+from bench.lock import kept, locked
+from bench.processes import Process, user_name
 from bench.rundir import RunDir
 from sweeps import executors, launches, measured, plan, record, selectors, snapshot, state
 from sweeps.executor import Executor, Placement
@@ -97,7 +96,8 @@ def launch(
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder with --results") from error
     known = measured.read(results) if known is None else known
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
-    with locked(folder / ".launch" / "lock"):
+    lock = folder / ".launch" / "lock"
+    with locked(lock), kept(lock):
         live = launches.live(folder)
         runs = state.read_all(folder, sweep.runs)
         busy = _busy(live, runs)
@@ -222,7 +222,7 @@ def _record(
     info: dict[str, Any] = {
         "sweep": str(sweep.path.resolve()),
         "set": list(sweep.assignments),
-        "user": getpass.getuser(),
+        "user": user_name(),
         "executor": executor.name,
         "code": str(code.resolve()),
         "python": sys.executable,
@@ -292,6 +292,11 @@ def cancel(folder: Path, patterns: Sequence[str] = (), grace_s: float = GRACE_S)
             continue
         stopped.append(executor.describe(launched))
         runs += sorted(meant)
+        before = launched.released()
         launched.release(meant)
-        killed += executor.cancel(launched, meant if patterns else None, grace_s)
+        try:
+            killed += executor.cancel(launched, meant if patterns else None, grace_s)
+        except UserError:  # its jobs are still queued: they must not be forgotten
+            launched.take_back(meant - before)
+            raise
     return Cancelled(tuple(stopped), tuple(runs), tuple(killed), tuple(elsewhere))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.errors import UserError
 from sweeps import slurm_state
 from sweeps.record import LaunchRecord
-from sweeps.slurm_state import SlurmSilent
+from sweeps.slurm_state import UNKNOWN, JobState, SlurmSilent
 
 ASK_SLURM_EVERY_S = 30.0
 """Slurm's controller serves everybody: it is asked once for a whole sweep, and never more often than this."""
@@ -60,7 +60,7 @@ class Launches:
         self.folder = folder
         self.silence: str | None = None
         self._asked_at = float("-inf")
-        self._known: dict[str, LaunchRecord] = {}
+        self._known: dict[str, Mapping[str, JobState]] = {}
 
     def read(self) -> list[LaunchRecord]:
         """Every launch, oldest first."""
@@ -72,10 +72,10 @@ class Launches:
             try:
                 with_jobs(launches)
                 self.silence = None
-            except SlurmSilent as silent:
+                self._known = {launched.name: launched.job_states for launched in launches}
+            except SlurmSilent as silent:  # what was known before still holds
                 self.silence = str(silent)
-            self._known = {launched.name: launched for launched in launches}
         for launched in launches:
-            if launched.name in self._known:
-                launched.job_states = self._known[launched.name].job_states
+            unknown = dict.fromkeys(launched.jobs().values(), JobState(UNKNOWN, "")) if launched.on_slurm else {}
+            launched.job_states = unknown | dict(self._known.get(launched.name, {}))
         return launches

@@ -256,6 +256,11 @@ class LaunchRecord:
         with locked(self.path / "lock"):
             atomic.write_json(self.path / "released.json", sorted(self.released() | set(run_ids)))
 
+    def take_back(self, run_ids: Collection[str]) -> None:
+        """Own runs again that were released for something that did not come about."""
+        with locked(self.path / "lock"):
+            atomic.write_json(self.path / "released.json", sorted(self.released() - set(run_ids)))
+
     def owned(self) -> set[str]:
         """Runs that this launch is training or will train; none once its slots are gone."""
         if not self.alive:

@@ -6,6 +6,7 @@ import itertools
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,14 @@ GRACE_SHARE = 0.8
 
 class PartlySubmitted(UserError):
     """Slurm took some arrays of a launch and refused the next."""
+
+
+class SubmissionFailed(Exception):
+    """sbatch did not take an array; in its words."""
+
+
+def _reason(words: str) -> str:
+    return (words.strip().splitlines() or [""])[-1].removeprefix("sbatch: error: ")
 
 
 @dataclass(frozen=True)
@@ -155,25 +164,17 @@ class SlurmExecutor:
             PartlySubmitted: Slurm took some and refused others.
             UserError: Slurm refused the first, or the disk is full: nothing of the launch is queued.
         """
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        executor = self._submitit(record.path / "submitit")
         submitted: list[str] = []
         for chunk in self._chunks(record):
-            after = None if chunk.after is None else submitted[chunk.after]
-            executor.update_parameters(**self._parameters(job_name(record.path), chunk, after, record.info["code"]))
             try:
-                with slurm_environment.cleaned():
-                    jobs = executor.map_array(
-                        run_slurm_slot,
-                        [str(record.path.resolve())] * chunk.count,
-                        range(chunk.first, chunk.first + chunk.count),
-                    )
-                job_id, _, task = jobs[0].job_id.partition("_")
-                record.add_jobs(job_id, chunk.first, chunk.count, array=bool(task))
+                job_id = self._submit_chunk(record, chunk, submitted)
+                record.add_jobs(job_id, chunk.first, chunk.count, array=chunk.count > 1)
                 submitted.append(job_id)
-            except (FailedJobError, FailedSubmissionError) as error:
+            except SubmissionFailed as error:
                 raise self._refused(record, submitted, chunk, str(error)) from error
+            except KeyboardInterrupt:
+                self._cancel_lost(record, submitted)
+                raise
             except OSError as error:
                 slurm_state.ask("scancel", f"--name={job_name(record.path)}")
                 record.forget_jobs()
@@ -182,8 +183,45 @@ class SlurmExecutor:
                     "cancelled: make room and launch again"
                 ) from error
 
+    def _submit_chunk(self, record: LaunchRecord, chunk: Chunk, submitted: Sequence[str]) -> str:
+        """Submit one array, again where sbatch failed for a reason that passes; its job id.
+
+        An sbatch that gives no answer may have submitted all the same: such jobs are cancelled first.
+        """
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        executor = self._submitit(record.path / "submitit")
+        after = None if chunk.after is None else submitted[chunk.after]
+        executor.update_parameters(**self._parameters(job_name(record.path), chunk, after, record.info["code"]))
+        folders = [str(record.path.resolve())] * chunk.count
+        for pause_s in (*slurm_state.PAUSES_S, None):
+            try:
+                with slurm_environment.cleaned():
+                    jobs = executor.map_array(run_slurm_slot, folders, range(chunk.first, chunk.first + chunk.count))
+                return str(jobs[0].job_id.partition("_")[0])
+            except (FailedJobError, FailedSubmissionError) as error:
+                self._cancel_lost(record, submitted)
+                if pause_s is None or not slurm_limits.passes(_reason(str(error))):
+                    raise SubmissionFailed(_reason(str(error))) from error
+                time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
+
+    def _cancel_lost(self, record: LaunchRecord, submitted: Sequence[str]) -> None:
+        """Cancel jobs of this launch whose ids sbatch did not tell."""
+        name = job_name(record.path)
+        try:
+            text = slurm_state.ask("squeue", "--noheader", f"--name={name}", "--format=%F")
+            lost = sorted(set(text.split()) - set(submitted))
+            if lost:
+                slurm_state.ask("scancel", *lost)
+        except slurm_state.SlurmSilent as silent:
+            raise UserError(
+                f"sbatch gave no answer and Slurm cannot be asked ({silent}): jobs named {name} may be queued; "
+                f"when it answers, end them with `scancel --name={name}`"
+            ) from silent
+
     def _refused(self, record: LaunchRecord, submitted: Sequence[str], chunk: Chunk, words: str) -> UserError:
-        reason = (words.strip().splitlines() or ["no reason given"])[-1].removeprefix("sbatch: error: ")
+        reason = words or "no reason given"
         if not submitted:
             return UserError(f"Slurm refused the submission: {reason}; nothing was submitted (profile {self.source})")
         return PartlySubmitted(

@@ -1,6 +1,6 @@
 """The environment of Slurm's commands: what a profile decides is not decided by variables of the shell.
 
-sbatch and srun take options from variables (SBATCH_PARTITION, SRUN_EXPORT_ENV …), as do squeue and sacct. A shell within
+sbatch and srun take options from variables (SBATCH_PARTITION, SRUN_EXPORT_ENV …), as do squeue and sacct. The shell of
 a job has those of its own job (SLURM_MEM_PER_CPU, SLURM_CPU_BIND, PMI_RANK …), which would bind what it submits.
 """
 

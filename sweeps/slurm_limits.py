@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import re
-import subprocess
 from dataclasses import dataclass
 
-from sweeps.slurm_environment import clean
-from sweeps.slurm_state import TIMEOUT_S, SlurmSilent, ask
+from bench.processes import user_name
+from sweeps.slurm_state import SlurmSilent, answer, ask
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
 """Slurm's own default."""
@@ -50,7 +48,7 @@ def read(account: str | None, qos: str | None) -> Limits:
     if not found:
         return Limits(max_array_size)
     source = min(found, key=lambda name: found[name])
-    queued = len(ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i").split())
+    queued = len(ask("squeue", "--noheader", "--array", f"--user={user_name()}", "--format=%i").split())
     return Limits(max_array_size, found[source], queued, source)
 
 
@@ -89,16 +87,25 @@ def shares(total: int, parts: int) -> list[int]:
     return [max(1, total * (part + 1) // parts - total * part // parts) for part in range(parts)]
 
 
+_PASSES = re.compile(
+    r"contact slurm|timed out|socket|connection|transport|zero bytes|temporarily|communication|respond|try again"
+    r"|unexpected message",
+    re.IGNORECASE,
+)
+
+
+def passes(words: str) -> bool:
+    """Whether a refusal of sbatch in these words is one of the network or a busy controller, not of the job."""
+    return not words or _PASSES.search(words) is not None
+
+
 def test_only(script: str) -> None:
     """Ask sbatch whether it would take a script.
 
     Raises:
         SlurmSilent: it would not, in its words.
     """
-    command = ["sbatch", "--test-only"]
-    done = subprocess.run(
-        command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=clean()
-    )
+    done = answer(["sbatch", "--test-only"], passes, script)
     if done.returncode != 0:
         lines = [line.partition("error: ")[2] or line for line in done.stderr.strip().splitlines()]
         raise SlurmSilent("; ".join(lines) or f"exit code {done.returncode}")
@@ -106,7 +113,7 @@ def test_only(script: str) -> None:
 
 def _submit_limits(account: str | None, qos: str | None) -> dict[str, int]:
     """Every MaxSubmitJobs that concerns this user: what sets it -> how many. Nothing where scontrol may not say."""
-    user = getpass.getuser()
+    user = user_name()
     try:
         text = ask("scontrol", "show", "assoc_mgr", f"users={user}", "flags=users,assoc,qos")
     except SlurmSilent:

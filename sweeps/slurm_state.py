@@ -5,9 +5,9 @@ It adds why to what run directories say, and tells which jobs can still start; i
 
 from __future__ import annotations
 
-import getpass
 import subprocess
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60.0
 """A busy controller takes a while to answer; one that is down does not answer at all."""
 
+PAUSES_S = (0.5, 2.0, 5.0)
+"""Before a command that failed is tried again."""
+
 ENDED = frozenset(
     {
         *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
@@ -27,6 +30,9 @@ ENDED = frozenset(
     }
 )
 """States from which a job does not come back; GONE is ours, for a job that neither squeue nor sacct knows."""
+
+UNKNOWN = "UNKNOWN"
+"""Ours too, for a job of which Slurm could not be asked: it may well be queued."""
 
 
 class SlurmSilent(UserError):
@@ -60,7 +66,8 @@ def states(*launches: LaunchRecord) -> dict[str, JobState]:
     wanted = [job_id for launched in launches for job_id in launched.jobs().values()]
     if not wanted:
         return {}
-    found = {job_id: state for job_id, state in _squeue() if job_id in set(wanted)}
+    known = set(wanted)
+    found = {job_id: state for job_id, state in _squeue(wanted) if job_id in known}
     missing = [job_id for job_id in wanted if job_id not in found]
     if missing:
         found |= _sacct(missing)
@@ -95,29 +102,67 @@ def history(job_id: str) -> list[str]:
 
 
 def ask(*command: str) -> str:
-    """What a Slurm command answers.
+    """What a Slurm command answers that may be given twice; a failure is tried again (see `answer`).
 
     Raises:
         SlurmSilent: no such command, no answer, or a refusal; one line.
     """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=clean())
-    except FileNotFoundError as error:
-        raise SlurmSilent(f"no {command[0]} here: call this on the cluster's login node") from error
-    except subprocess.TimeoutExpired as error:
-        raise SlurmSilent(f"{command[0]} gave no answer within {TIMEOUT_S:.0f} s: see `scontrol ping`") from error
+    done = answer(command, lambda words: "Invalid" not in words)
     if done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        words = (_words(done) or f"exit code {done.returncode}").splitlines()[-1]
         raise SlurmSilent(f"{command[0]} does not answer: {words.removeprefix(f'{command[0]}: error: ')}")
     return done.stdout
 
 
-def _squeue() -> Iterable[tuple[str, JobState]]:
-    """This user's jobs, those that ended a moment ago included; one line for each task of an array."""
-    text = ask("squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}", "--format=%i|%T|%r")
+def answer(
+    command: Sequence[str], passes: Callable[[str], bool], given: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command, again after a failure that may pass, for a minute at most: controllers are often busy.
+
+    Args:
+        command: program and arguments.
+        passes: whether a failure with these words may pass.
+        given: standard input.
+
+    Raises:
+        SlurmSilent: no such command, or no answer in time.
+    """
+    deadline = time.monotonic() + TIMEOUT_S
+    for pause_s in (*PAUSES_S, None):
+        left_s = max(1.0, deadline - time.monotonic())
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=left_s, check=False, env=clean(), input=given
+            )
+        except FileNotFoundError as error:
+            raise SlurmSilent(f"no {command[0]} here: call this on the cluster's login node") from error
+        except subprocess.TimeoutExpired as error:
+            raise SlurmSilent(f"{command[0]} gave no answer within {TIMEOUT_S:.0f} s: see `scontrol ping`") from error
+        last = pause_s is None or time.monotonic() + pause_s > deadline
+        if done.returncode == 0 or last or not passes(_words(done)):
+            break
+        time.sleep(pause_s or 0)
+    return done
+
+
+def _words(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.strip() or done.stdout.strip()
+
+
+def _squeue(job_ids: Collection[str]) -> Iterable[tuple[str, JobState]]:
+    """Those of some jobs that are queued or ended a moment ago, whoever submitted them; one for each array task."""
+    arrays = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
+    try:
+        text = ask("squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r")
+    except SlurmSilent as silent:
+        if "Invalid job id" in str(silent):  # asked for one job alone, which has left the queue
+            return
+        raise
     for line in text.splitlines():
-        job_id, state, reason = line.strip().split("|", 2)
-        yield job_id, JobState(state, "" if reason == "None" else reason)
+        parts = line.strip().split("|", 2)
+        if len(parts) == 3:
+            job_id, state, reason = parts
+            yield job_id, JobState(state, "" if reason == "None" else reason)
 
 
 def _sacct(job_ids: Collection[str]) -> dict[str, JobState]:

@@ -91,7 +91,7 @@ def lines(runs: Sequence[RunState], launches: Sequence[LaunchRecord], silence: s
         *([never_ran_line(found["unknown"])] if "unknown" in found else []),
         *env_wait_lines(runs),
         *waiting_lines(runs, status.why(runs, launches)),
-        *([f"what Slurm says is not known: {silence}"] if silence else []),
+        *([f"could not query Slurm, last known states are shown: {silence}"] if silence else []),
     ]
 
 

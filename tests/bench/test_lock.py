@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from bench import atomic
 from bench.errors import UserError
-from bench.lock import LockLost, RunLock, locked
+from bench.lock import LockLost, RunLock, kept, locked
 from bench.processes import Process
 from bench.replay_log import ReplayLog
 from bench.run_progress import STALE_AFTER_S
@@ -319,3 +319,11 @@ def test_a_claim_of_a_process_that_died_is_removed(run: RunDir) -> None:
     claim.write_text(dead.replace('"a"', '"b"'))
     RunLock(run).acquire()
     assert [path.name for path in run.path.glob("*lock*")] == ["lock"]
+
+
+def test_a_lock_is_kept_alive_during_long_work(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path), kept(path, every_s=0.02):
+        os.utime(path, (1, 1))
+        wait_until(lambda: path.stat().st_mtime > 1)
+    assert not path.exists()

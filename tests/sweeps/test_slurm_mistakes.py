@@ -198,6 +198,6 @@ def test_limits_and_endings_of_the_accounting(
     other = start(sleeps, results, executor(tmp_path))
     wait_for(lambda: states(sleeps, results) == ["running"])
     accounting_cluster.run("scancel", other.jobs()[0])
-    monkeypatch.setattr(slurm_state, "_squeue", lambda: ())  # as once the controller has forgotten its jobs
+    monkeypatch.setattr(slurm_state, "_squeue", lambda job_ids: ())  # as once the controller has forgotten its jobs
     wait_for(lambda: job_words(other) == ["CANCELLED"])
     assert json.dumps(slurm_state.history(other.jobs()[0])) == '["CANCELLED"]'
