@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from analysis.published_csv import HEADER
 from analysis.published_layout import (
-    HEADER,
+    LEAVES_OUT,
     RAGGED,
     Irregularity,
     RawPart,
@@ -109,58 +110,64 @@ def read_published(folder: Path, name: str = "", progress: Callable[[str], None]
     Raises:
         UserError: nothing to read, two parts of one agent, or numbers whose meaning cannot be told.
     """
-    parts, others = find_parts(folder)
+    parts, problems = find_parts(folder)
     if not parts:
-        more = f"; {len(others)} CSV files have other columns" if others else ""
+        more = f" that can be read ({problems[0].path}: {problems[0].message})" if problems else ""
         raise UserError(f"no published curves below {folder}{more}: give <agent>/<task>.csv with header {HEADER}")
-    builder = _Builder(name or folder.as_posix())
+    builder = _Builder(name or folder.as_posix(), problems)
     for part in parts:
         if progress is not None:
             progress(f"{part.name}: {len(part.files)} file{'s' * (len(part.files) > 1)}")
         builder.add(part)
-    for path in others:
-        builder.problems.append(Problem(path.as_posix(), f"not read: its columns are not {HEADER}"))
     return builder.imported()
 
 
 class _Builder:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, problems: list[Problem]) -> None:
         self.name = name
+        self.problems = problems
         self.evals: list[pd.DataFrame] = []
         self.runs: list[dict[str, Any]] = []
-        self.problems: list[Problem] = []
         self.provenance: list[Provenance] = []
         self.irregularities: list[Irregularity] = []
 
     def add(self, raw: RawPart) -> None:
         known = recognise(raw.name, list(raw.files))
-        agent, obs = part_identity(raw)
+        agent, obs = part_identity(raw.name)
         part = known[1] if known else Part(agent, "default", obs, "")
         place = known[0].place(raw.name) if known else f"{self.name}/{raw.name}"
         taken = [one for one in self.provenance if (one.agent, one.variant, one.obs) == _key(part)]
         if taken:
             raise UserError(f"{place} and {taken[0].source} are both {part.agent}: import them apart, or rename one")
-        series, assumptions = read_part(raw)
+        read = read_part(raw)
+        self.problems += read.problems
+        self.irregularities += read.irregularities
         self.provenance.append(
             Provenance(
                 part=raw.name,
                 agent=part.agent,
                 variant=part.variant,
                 obs=part.obs,
-                runs=len(series),
+                runs=len(read.series),
                 source=place,
                 commit=known[0].commit if known else UNKNOWN,
                 licence=known[0].licence if known else UNKNOWN,
                 verified=known is not None,
-                assumptions=tuple(assumptions),
+                assumptions=tuple(read.assumptions),
             )
         )
-        self.add_series(raw, part, known[0] if known else None, place, series)
+        self.add_series(raw, part, known[0] if known else None, place, read.series)
 
     def add_series(self, raw: RawPart, part: Part, source: Source | None, place: str, series: list[Series]) -> None:
         clean: list[tuple[Series, Ints, Floats]] = []
         for one in series:
-            env_steps, values, remarks = regular(one, raw.name)
+            try:
+                env_steps, values, remarks = regular(one, raw.name)
+            except UserError as error:
+                cited = _cited(place, one)
+                text = f"seed {one.seed}: {error}"
+                self.problems.append(Problem(cited, text, "not read", part.agent))
+                continue
             self.irregularities += remarks
             if len(env_steps):
                 clean.append((one, env_steps, values))
@@ -186,7 +193,7 @@ class _Builder:
     ) -> None:
         task = tasks.get(one.task)
         versions = source.domain_versions if source else {}
-        cited = place if place.endswith(one.file) else f"{place}/{one.file}"
+        cited = _cited(place, one)
         shared = {
             "run_id": f"{part.agent}/{task.name}/seed{one.seed}-{raw.name}",
             "agent": part.agent,
@@ -208,7 +215,7 @@ class _Builder:
                     "wall_s": np.nan,
                     "return": values if of_return else nothing,
                     "success": nothing if of_return else values,
-                    "score": values / 10 if of_return else values * 100,
+                    "score": [task.score(value, value) for value in values.tolist()],
                     "source": cited,
                 }
             )
@@ -228,14 +235,32 @@ class _Builder:
 
     def imported(self) -> Imported:
         if not self.evals:
-            raise UserError(f"{self.name}: no row of any file can be used")
+            said = f" ({self.problems[0].path}: {self.problems[0].message})" if self.problems else ""
+            raise UserError(f"{self.name}: no row of any file can be used{said}")
         evals = pd.concat(self.evals, ignore_index=True).assign(updates=pd.NA)[list(EVALS)].astype(EVALS)
         evals = evals.sort_values(["run_id", "env_steps"], kind="stable", ignore_index=True)
         runs = frame(self.runs, RUNS).sort_values("path", kind="stable", ignore_index=True)
-        counted = Counter(one.kind for one in self.irregularities)
-        summary = [Problem(self.name, f"{count} {kind}: see {SIDECAR}") for kind, count in sorted(counted.items())]
-        tables = Tables(evals, runs, (*self.problems, *summary))
+        tables = Tables(evals, runs, (*self.problems, *self.summary()))
         return Imported(tables, tuple(self.provenance), tuple(self.irregularities))
+
+    def summary(self) -> Iterable[Problem]:
+        """A problem for each irregularity; of the files of a pinned commit, whose irregularities are known, a count."""
+        known = {one.part: one for one in self.provenance}
+        counted: Counter[tuple[str, str]] = Counter()
+        for one in self.irregularities:
+            origin = known[one.part]
+            if origin.verified:
+                counted[one.part, one.kind] += 1
+            else:
+                kind: Literal["left out", "note"] = "left out" if one.kind in LEAVES_OUT else "note"
+                yield Problem(one.place, f"{one.kind}: {one.text}", kind, origin.agent)
+        for (part, kind_), count in sorted(counted.items()):
+            text = f"{count} {kind_}: `bench published check` lists them"
+            yield Problem(known[part].source, text, "note", known[part].agent)
+
+
+def _cited(place: str, one: Series) -> str:
+    return place if place.endswith(one.file) else f"{place}/{one.file}"
 
 
 def _key(part: Part) -> tuple[str, str, str]:
@@ -293,6 +318,7 @@ def write_published(imported: Imported, folder: Path) -> list[Path]:
     sidecar = {
         "parts": [asdict(one) for one in imported.provenance],
         "irregularities": [asdict(one) for one in imported.irregularities],
+        "problems": [asdict(one) for one in imported.tables.problems if one.kind != "note"],
     }
     atomic.write_json(folder / SIDECAR, sidecar)
     return [*written, folder / SIDECAR]

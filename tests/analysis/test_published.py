@@ -62,11 +62,11 @@ def test_authors_layout_becomes_our_table(tmp_path):
 
 
 def test_percent_under_a_reward_header_and_short_names_are_said(tmp_path):
-    write_csv(tmp_path / "a", "myo-reach", [(1, 0, 0.0), (1, 50_000, 1.0)])
+    write_csv(tmp_path / "a", "myo-reach", [(1, 0, 0.0), (1, 50_000, 10.0)])
     write_csv(tmp_path / "a", "mw-reach", [(1, 0, 0.0), (1, 100_000, 90.0)])
     imported = read_published(tmp_path)
     scores = imported.tables.evals.groupby("task")["score"].max().to_dict()
-    assert scores == pytest.approx({"mw-reach": 90.0, "myo-reach": 1.0})  # one unit for the whole folder
+    assert scores == pytest.approx({"mw-reach": 90.0, "myo-reach": 10.0})
     [origin] = imported.provenance
     assert any("in percent" in said for said in origin.assumptions)
     assert any("myo-*" in said for said in origin.assumptions)
@@ -125,7 +125,7 @@ def test_a_seed_that_is_no_number_is_refused(tmp_path):
 
 def test_every_irregularity_is_listed_and_handled_by_its_rule(tmp_path):
     k = 100_000
-    rows = [(1, 0, 1), (1, k, 2), (1, k, 3), (1, 4 * k, 4), (1, 20 * k, "nan")]  # duplicate, hole, NaN
+    rows = [(1, 0, 1), (1, k, 3), (1, k, 3), (1, 4 * k, 4), (1, 20 * k, "nan")]  # duplicate, hole, NaN
     rows += [(2, k, 5), (2, 4 * k, 6), (2, 0, 90), (2, k, 91)]  # late start, then another run
     rows += [(3, step * k, 7) for step in range(41)]
     rows += [(4, step * k, 8) for step in range(40)]  # ragged
@@ -149,7 +149,7 @@ def test_every_irregularity_is_listed_and_handled_by_its_rule(tmp_path):
         ("missing seed", "walker-run", 4),
     }
     walk = imported.tables.evals[imported.tables.evals["task"] == "walker-walk"]
-    assert walk[walk["seed"] == 1]["return"].tolist() == [1, 3, 4]  # the last of two at one step; NaN left out
+    assert walk[walk["seed"] == 1]["return"].tolist() == [1, 3, 4]  # one of two equal rows; NaN left out
     assert walk[walk["seed"] == 2]["return"].tolist() == [5, 6]  # the longer of two runs
     states = imported.tables.runs.set_index(["task", "seed"])["state"]
     assert pd.isna(states["walker-walk", 1])
@@ -158,14 +158,16 @@ def test_every_irregularity_is_listed_and_handled_by_its_rule(tmp_path):
     assert finals.loc[("walker-walk", 1), ["env_steps", "score"]].tolist() == [400_000, 0.4]
 
 
-def test_of_two_runs_in_a_file_the_longer_counts_then_the_first(tmp_path):
+def test_of_two_runs_in_a_file_the_longer_counts(tmp_path):
     k = 100_000
     rows = [(1, 0, 1), (1, k, 2), (1, 0, 10), (1, k, 20), (1, 2 * k, 30)]
-    rows += [(2, 0, 1), (2, k, 2), (2, 0, 10), (2, k, 20)]
+    rows += [(2, 0, 1), (2, k, 2), (2, 0, 10), (2, k, 20)]  # two whole ones: which counts is unknown
     write_csv(tmp_path / "a", "walker-walk", rows)
     imported = read_published(tmp_path)
     returns = imported.tables.evals.groupby("seed")["return"].agg(list).to_dict()
-    assert returns == {1: [10, 20, 30], 2: [1, 2]}
+    assert returns == {1: [10, 20, 30]}
+    [lost] = [one for one in imported.tables.problems if one.kind == "not read"]
+    assert lost.message.startswith("seed 2: 2 whole runs under one seed")
     texts = [one.text for one in imported.irregularities if one.kind == "restarted"]
     assert texts[0] == "runs over 0-100,000 and 0-200,000: 0-200,000 is kept"
 
@@ -195,7 +197,7 @@ def test_damaged_json_is_one_line(tmp_path):
 
 def test_folder_without_curves_names_the_layout(tmp_path):
     (tmp_path / "x.csv").write_text("steps,return\n")
-    with pytest.raises(UserError, match=r"1 CSV files have other columns: give <agent>/<task>.csv"):
+    with pytest.raises(UserError, match=r"its columns are steps, return, not .*: give <agent>/<task>.csv"):
         read_published(tmp_path)
 
 
@@ -276,7 +278,7 @@ def test_what_is_no_archive_is_refused(tmp_path):
 
 
 def test_commands_import_and_check(tmp_path):
-    write_csv(tmp_path / "in" / "a", "walker-walk", [(1, 0, 1.0), (1, 0, 2.0)])
+    write_csv(tmp_path / "in" / "a", "walker-walk", [(1, 0, 2.0), (1, 0, 2.0)])
     runner = CliRunner()
     out = str(tmp_path / "out")
     result = runner.invoke(app, ["published", "import", "--from", str(tmp_path / "in"), "-o", out])
@@ -284,7 +286,7 @@ def test_commands_import_and_check(tmp_path):
     assert "licence unknown" in result.stdout
     assert "assumed: `step` counts env steps" in result.stdout
     result = runner.invoke(app, ["published", "check", out])
-    assert "duplicate: 1 (several rows at one step: the last counts)" in result.stdout
+    assert "duplicate: 1 (the same rows twice: one of them is kept)" in result.stdout
     assert "a · walker-walk · seed 1: 1 rows, first at 0" in result.stdout
     value = json.loads(runner.invoke(app, ["published", "check", out, "--json"]).stdout)
     assert value["irregularities"][0]["kind"] == "duplicate"
