@@ -67,8 +67,12 @@ def report(
     reps: Annotated[int, typer.Option(min=100, help="bootstrap resamples for every interval")] = 2000,
 ) -> None:
     """Write one HTML page that compares the agents, and its figures as PNG, PDF and CSV beside it."""
+    from analysis.problems import lines
     from analysis.report import write_report
     from analysis.tables import load_tables
 
-    page = write_report(load_tables(folder, _say), out or folder / "report.html", folder.as_posix(), reps, _say)
+    tables = load_tables(folder, _say)
+    page = write_report(tables, out or folder / "report.html", folder.as_posix(), reps, _say)
+    for line in lines(tables.problems):
+        _say(line)
     typer.echo(page.as_posix())

@@ -14,7 +14,9 @@ from analysis import statistics
 from analysis.alignment import Comparison, align
 from analysis.difference import MIN_SD, Difference, difference
 from analysis.groups import ALL, groups
+from analysis.problems import to_json
 from analysis.score_rule import AT_TIME, TOLERANCE
+from analysis.tables import Problem
 from bench.errors import UserError
 
 MIN_SEEDS = 3
@@ -42,6 +44,10 @@ class Compared:
     verdicts: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    assumptions: tuple[str, ...] = ()
+    """What had to be assumed to read the sides."""
+    problems: tuple[Problem, ...] = ()
+    """What of the sides could not be used."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; NaN becomes null."""
@@ -51,10 +57,19 @@ class Compared:
                 return json.loads(value.to_json(orient="records", double_precision=10))
             return list(value) if isinstance(value, tuple) else value
 
-        fields = {"mine": self.mine, "others": self.others, "verdicts": self.verdicts, "warnings": self.warnings}
-        tables = {"tasks": self.tasks, "groups": self.groups, "scores": self.scores, "clocks": self.clocks}
-        tables["notes"] = self.notes
-        return {key: plain(value) for key, value in (fields | tables).items()}
+        names = (
+            "mine",
+            "others",
+            "verdicts",
+            "warnings",
+            "tasks",
+            "groups",
+            "scores",
+            "clocks",
+            "notes",
+            "assumptions",
+        )
+        return {name: plain(getattr(self, name)) for name in names} | to_json(self.problems)
 
 
 def compare(
@@ -63,6 +78,8 @@ def compare(
     clocks: Mapping[str, pd.DataFrame],
     reps: int = statistics.REPS,
     notes: Sequence[str] = (),
+    assumptions: Sequence[str] = (),
+    problems: Sequence[Problem] = (),
 ) -> Compared:
     """Compare the agent `mine` with every other one of a table.
 
@@ -72,6 +89,7 @@ def compare(
         clocks: unit -> `evals` with that clock in place of env steps.
         reps: bootstrap resamples.
         notes: what is to be said besides.
+        assumptions, problems: of the sides (see `analysis.sides.Gathered`).
 
     Raises:
         UserError: no task that all sides have evaluated at common env steps.
@@ -100,6 +118,8 @@ def compare(
         tuple(verdicts),
         (*_warnings(evals, comparison, mine), *(f"{name}: no score that is a number, not compared" for name in silent)),
         (*notes, *(f"{note.text}: {', '.join(note.items)}" for note in comparison.notes)),
+        tuple(assumptions),
+        tuple(problems),
     )
 
 

@@ -34,12 +34,16 @@ def compare(
         Path | None, typer.Option(metavar="DIR", help="what `published import` wrote [results/published/curves]")
     ] = None,
     reps: Annotated[int, typer.Option(min=100, help="bootstrap resamples for every interval")] = 2000,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="leave out what of the compared agents cannot be read")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Compare an agent with published or own ones: --against tdmpc2 sac, at equal env steps, with a verdict."""
     from analysis.compare import compare as compare_tables
     from analysis.compare_text import as_json as json_text
     from analysis.compare_text import write_compared
+    from analysis.problems import lines as problem_lines
     from analysis.published_finals import CURVES
     from analysis.sides import gather
     from bench.errors import UserError
@@ -47,8 +51,10 @@ def compare(
     names = [*(against or []), *(others or [])]
     if not names:
         raise UserError("nothing to compare with: add --against tdmpc2 (or sac, tdmpc, dreamerv3, a results folder)")
-    sides = gather(mine, names, agent, curves or CURVES, _say)
-    compared = compare_tables(sides.mine, sides.evals, sides.clocks, reps, sides.notes)
+    sides = gather(mine, names, agent, curves or CURVES, _say, allow_missing)
+    compared = compare_tables(
+        sides.mine, sides.evals, sides.clocks, reps, sides.notes, sides.assumptions, sides.problems
+    )
     files = write_compared(compared, out, reps)
     if as_json:
         typer.echo(json_text(compared))
@@ -57,6 +63,10 @@ def compare(
         typer.echo(verdict)
     for warning in compared.warnings:
         typer.echo(f"warning: {warning}")
+    for line in problem_lines(compared.problems):
+        typer.echo(line)
+    for assumption in compared.assumptions:
+        typer.echo(f"assumed: {assumption}")
     for path in files:
         typer.echo(path.as_posix())
 
@@ -67,20 +77,33 @@ def regress(
     new: Annotated[str, typer.Argument(metavar="NEW", help="the same from after")],
     alpha: Annotated[float, typer.Option(min=1e-6, max=0.5, help="how often no change may be called worse")] = 0.05,
     margin: Annotated[float, typer.Option(min=0, help="points of mean score that may be lost")] = 0.0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="leave out what of the compared agents cannot be read")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the answers as JSON")] = False,
 ) -> None:
     """Exit with 1 where an agent got worse (one-sided Welch test over seeds), else with 0."""
+    from analysis.problems import lines as problem_lines
+    from analysis.problems import refuse_lost, to_json
     from analysis.regress import regress as test
     from analysis.regress import regression_lines
 
-    answers = test(_side(baseline), _side(new), alpha, margin)
+    old, now = _side(baseline), _side(new)
+    problems = (*old.problems, *now.problems)
+    refuse_lost(problems, old.agents | now.agents | {problem.agent for problem in problems}, allow_missing)
+    answers = test(old, now, alpha, margin)
     regressed = any(answer.regressed for answer in answers)
     if as_json:
-        typer.echo(json.dumps({"regressed": regressed, "agents": [answer.as_dict() for answer in answers]}, indent=2))
+        found = {"regressed": regressed, "agents": [answer.as_dict() for answer in answers]} | to_json(problems)
+        typer.echo(json.dumps(found, indent=2))
         raise typer.Exit(int(regressed))
     for one in answers:
         for line in regression_lines(one, margin):
             typer.echo(line)
+    for line in problem_lines(problems):
+        typer.echo(line)
+    for assumption in dict.fromkeys((*old.assumptions, *now.assumptions)):
+        typer.echo(f"assumed: {assumption}")
     rule = f"worse where the one-sided {1 - alpha:.1%} bound lies below -{margin:g}, or a task or a run is missing"
     typer.echo(f"rule: {rule}")
     raise typer.Exit(int(regressed))

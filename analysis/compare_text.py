@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from analysis.compare import Compared, rules
 from analysis.panels import shortened, write_csv
+from analysis.problems import lines as problem_lines
 from analysis.style import figure, save, styles
 from analysis.text_tables import interval, latex, markdown, markdown_text
 from bench import atomic
@@ -61,11 +62,14 @@ def as_markdown(compared: Compared, reps: int) -> str:
     lines += [f"- **{markdown_text(verdict)}**" for verdict in compared.verdicts]
     lines += ["", f"{len(names)} common task{'s' * (len(names) != 1)}, compared at {span} env steps (table below).", ""]
     lines += [f"> Warning: {markdown_text(warning)}" for warning in compared.warnings]
+    lines += [f"> {markdown_text(line)}" for line in problem_lines(compared.problems)]
+    lines += [f"> Assumed: {markdown_text(assumption)}" for assumption in compared.assumptions]
     lines += ["", "## By group", "", markdown(*_group_cells(compared), 3)]
     lines += ["## Where it wins and loses", "", *_wins(compared), ""]
     lines += ["## Equal time", "", _clock_text(compared), ""]
     lines += ["## By task", "", markdown(*_task_cells(compared), 2), "## Rules and notes", ""]
     lines += [f"- {markdown_text(text)}" for text in (*rules(reps), *compared.notes)]
+    lines += [f"- {markdown_text(str(problem))}" for problem in compared.problems if problem.kind == "note"]
     return "\n".join(lines) + "\n"
 
 

@@ -63,7 +63,7 @@ def load(curves: Path = CURVES, finals: Path = PUBLISHED / "final_scores.csv") -
     """
     if not curves.is_dir():
         return PaperData(load_finals(finals), None, None)
-    parts, _ = read_sidecar(curves)
+    parts, _, _ = read_sidecar(curves)
     missing = [agent for agent in AGENTS if not any((one.agent, one.obs) == (agent, "state") for one in parts)]
     if missing:
         raise UserError(f"{curves} has no curves of {', '.join(missing)}: import the authors' whole results folder")

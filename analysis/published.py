@@ -318,13 +318,13 @@ def write_published(imported: Imported, folder: Path) -> list[Path]:
     sidecar = {
         "parts": [asdict(one) for one in imported.provenance],
         "irregularities": [asdict(one) for one in imported.irregularities],
-        "problems": [asdict(one) for one in imported.tables.problems if one.kind != "note"],
+        "problems": [asdict(one) for one in imported.tables.problems if one.kind == "not read"],
     }
     atomic.write_json(folder / SIDECAR, sidecar)
     return [*written, folder / SIDECAR]
 
 
-def read_sidecar(folder: Path) -> tuple[list[Provenance], list[Irregularity]]:
+def read_sidecar(folder: Path) -> tuple[list[Provenance], list[Irregularity], list[Problem]]:
     """What an import said about its parts.
 
     Raises:
@@ -336,6 +336,7 @@ def read_sidecar(folder: Path) -> tuple[list[Provenance], list[Irregularity]]:
     try:
         value = json.loads(path.read_text())
         parts = [Provenance(**{**one, "assumptions": tuple(one["assumptions"])}) for one in value["parts"]]
-        return parts, [Irregularity(**one) for one in value["irregularities"]]
+        problems = [Problem(**one) for one in value.get("problems", [])]
+        return parts, [Irregularity(**one) for one in value["irregularities"]], problems
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): run `bench published import` again") from error

@@ -32,6 +32,8 @@ def import_(
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Read published curves into tables; without --from they are downloaded at the pinned commits and checked."""
+    from analysis.problems import lines as problem_lines
+    from analysis.problems import to_json
     from analysis.published import write_published
     from analysis.published_finals import CURVES, write_finals
 
@@ -43,6 +45,7 @@ def import_(
         from dataclasses import asdict
 
         summary = {"parts": [asdict(one) for one in imported.provenance], "files": [path.as_posix() for path in files]}
+        summary |= to_json(imported.tables.problems)
         typer.echo(json.dumps(summary, indent=2))
         return
     for one in imported.provenance:
@@ -50,6 +53,8 @@ def import_(
         typer.echo(f"{one.agent} ({one.variant}, {one.obs}): {one.runs} runs from {one.source} ({checked})")
     for assumption in dict.fromkeys(said for one in imported.provenance for said in one.assumptions):
         typer.echo(f"assumed: {assumption}")
+    for line in problem_lines(imported.tables.problems):
+        typer.echo(line)
     if imported.irregularities:
         typer.echo(f"{len(imported.irregularities)} irregularities: bench published check {files[0].parent.as_posix()}")
     for path in files:
@@ -89,13 +94,15 @@ def check(
     """List every hole, duplicate, ragged end and early stop in imported curves, with the rule that handles it."""
     from dataclasses import asdict
 
+    from analysis.problems import to_json
     from analysis.published import read_sidecar
     from analysis.published_finals import CURVES
     from analysis.published_layout import KINDS
 
-    parts, irregularities = read_sidecar(folder or CURVES)
+    parts, irregularities, problems = read_sidecar(folder or CURVES)
     if as_json:
         found = {"parts": [asdict(one) for one in parts], "irregularities": [asdict(one) for one in irregularities]}
+        found |= to_json(problems)
         typer.echo(json.dumps(found, indent=2))
         return
     typer.echo(f"{sum(one.runs for one in parts)} runs in {len(parts)} parts")
@@ -107,5 +114,7 @@ def check(
         typer.echo(f"\n{kind}: {len(of_kind)} ({rule})")
         for one in of_kind:
             typer.echo(f"  {one.part} · {one.task} · seed {one.seed}: {one.text}")
-    if not irregularities:
+    for problem in problems:
+        typer.echo(str(problem))
+    if not irregularities and not problems:
         typer.echo("every run is full and regular")

@@ -134,7 +134,7 @@ def curve_table(rows: Rows) -> CurveTable:
     named = [column for column in rows.header if column in ("step", "seed", *VALUES)]
     if len(set(named)) < len(named):
         raise UserError(f"its header names a column twice ({', '.join(rows.header)})")
-    left_out = []
+    left_out: list[str] = []
     whole = _whole_rows(rows, left_out)
     columns = {name: [cells[rows.header.index(name)] for _, cells in whole] for name in named}
     usable = [place for place, seed in enumerate(columns["seed"]) if seed.casefold() not in NO_NUMBER]

@@ -304,11 +304,11 @@ def _read_json_part(part: RawPart, read: PartRead) -> None:
     for one in series:
         task = tasks.get(one.task)
         finite = one.values[np.isfinite(one.values)]
-        reason = _beyond_range(task, float(finite.min()), float(finite.max()), read) if len(finite) else None
-        if reason is None:
+        beyond = _beyond_range(task, float(finite.min()), float(finite.max()), read) if len(finite) else None
+        if beyond is None:
             read.series.append(one)
         else:
-            text = f"{one.task} seed {one.seed}: {reason}"
+            text = f"{one.task} seed {one.seed}: {beyond}"
             read.problems.append(Problem(path.as_posix(), text, "not read", part.agent))
 
 

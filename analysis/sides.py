@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.alignment import labels
+from analysis.problems import refuse_lost
 from analysis.published import read_published
 from analysis.published_finals import CURVES, finals_as_evals, load_finals
-from analysis.tables import SIDECAR, VERSION_KEY, check_version, checked, frame, load_tables
+from analysis.tables import SIDECAR, VERSION_KEY, Problem, check_version, checked, frame, load_tables
 from bench.errors import UserError, unknown
 from bench.schema import EVALS, RUNS
 
@@ -33,6 +34,13 @@ class Side:
     """Whether there is one score for each run, its last."""
     assumptions: tuple[str, ...] = ()
     """What had to be assumed to read it."""
+    problems: tuple[Problem, ...] = ()
+    """What could not be used."""
+
+    @property
+    def agents(self) -> set[str]:
+        """Names without variants."""
+        return set(self.evals["agent"])
 
 
 def load_side(place: str, progress: Callable[[str], None] | None = None) -> Side:
@@ -48,10 +56,10 @@ def load_side(place: str, progress: Callable[[str], None] | None = None) -> Side
         raise UserError(f"no folder or file {place}: give results, a table that `bench collect` wrote, or CSV curves")
     if any((path / name).exists() for name in (SIDECAR, "evals.parquet", "evals.csv")) or any(path.rglob("run.json")):
         tables = load_tables(path, progress)
-        return Side(tables.evals, tables.runs)
+        return Side(tables.evals, tables.runs, problems=tables.problems)
     imported = read_published(path, progress=progress)
     assumptions = tuple(dict.fromkeys(said for part in imported.provenance for said in part.assumptions))
-    return Side(imported.tables.evals, frame([], RUNS), assumptions=assumptions)
+    return Side(imported.tables.evals, frame([], RUNS), assumptions=assumptions, problems=imported.tables.problems)
 
 
 def _read_evals(path: Path) -> pd.DataFrame:
@@ -73,12 +81,14 @@ def published_side(name: str, obs: str, curves: Path = CURVES) -> Side:
         UserError: no such agent from this kind of observation.
     """
     only_finals = not (curves / SIDECAR).exists()
-    evals = finals_as_evals(load_finals()) if only_finals else load_tables(curves).evals
+    tables = None if only_finals else load_tables(curves)
+    evals = finals_as_evals(load_finals()) if tables is None else tables.evals
     evals = evals[evals["obs"] == obs]
     names = pd.Series(labels(evals, with_obs=False), index=evals.index)
     if name not in set(names):
         raise unknown(f"published agent (observations: {obs}) or results folder", name, names.unique())
-    return Side(evals[names == name], frame([], RUNS), only_finals)
+    side = Side(evals[names == name], frame([], RUNS), only_finals, problems=tables.problems if tables else ())
+    return replace(side, problems=tuple(problem for problem in side.problems if problem.agent in side.agents))
 
 
 def chosen(side: Side, agent: str | None) -> tuple[str, Side]:
@@ -97,7 +107,9 @@ def chosen(side: Side, agent: str | None) -> tuple[str, Side]:
     name = agent or found[0]
     if name not in found:
         raise unknown("agent in these results", name, found)
-    return name, replace(side, evals=side.evals[names == name])
+    one = replace(side, evals=side.evals[names == name])
+    of_others = set(side.evals["agent"]) - one.agents
+    return name, replace(one, problems=tuple(problem for problem in side.problems if problem.agent not in of_others))
 
 
 def named(evals: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -139,17 +151,27 @@ class Gathered:
     clocks: dict[str, pd.DataFrame]
     """Clock -> `evals` with its seconds in place of env steps, where every side knows it."""
     notes: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    """What had to be assumed to read the sides."""
+    problems: tuple[Problem, ...]
+    """What of the sides could not be used."""
 
 
 def gather(
-    mine: str, others: Sequence[str], agent: str | None, curves: Path, progress: Callable[[str], None] | None = None
+    mine: str,
+    others: Sequence[str],
+    agent: str | None,
+    curves: Path,
+    progress: Callable[[str], None] | None = None,
+    allow_missing: bool = False,
 ) -> Gathered:
     """Load and name the sides of a comparison.
 
     A published agent is called by its name; where that is also the name of one's own, the two are told apart.
 
     Raises:
-        UserError: a place that cannot be read, an unknown agent, or several agents where one is meant.
+        UserError: a place or a file of an agent that cannot be read, an unknown agent, or several agents where one is
+            meant.
     """
     own_name, own = chosen(load_side(mine, progress), agent)
     kinds = sorted(own.evals["obs"].unique())
@@ -183,7 +205,9 @@ def gather(
         sides[name] = Side(placed, sides[name].runs, True)
     title = f"{own_name} (mine)" if any(name.partition(" (")[0] == own_name for name in sides) else own_name
     everyone = {title: own, **sides}
-    notes += [f"{name}: assumed: {said}" for name, side in everyone.items() for said in side.assumptions]
+    assumptions = tuple(f"{name}: {said}" for name, side in everyone.items() for said in side.assumptions)
+    problems = tuple(dict.fromkeys(problem for side in everyone.values() for problem in side.problems))
+    refuse_lost(problems, set().union(*(side.agents for side in everyone.values())), allow_missing)
     evals = pd.concat([named(side.evals, name) for name, side in everyone.items()], ignore_index=True)
     absent = [name for name, side in everyone.items() if side.evals.empty]
     if absent:
@@ -191,7 +215,7 @@ def gather(
             f"nothing of {', '.join(absent)} can be compared: only final scores are here, and {own_name} did not reach "
             f"{NEAR_END:.0%} of the budget on any task; run `bench published import` for whole curves"
         )
-    return Gathered(title, evals, _clocks(everyone), tuple(notes))
+    return Gathered(title, evals, _clocks(everyone), tuple(notes), assumptions, problems)
 
 
 def _on_tasks_of(own: Side, side: Side) -> tuple[Side, int]:

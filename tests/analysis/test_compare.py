@@ -197,7 +197,7 @@ def test_curves_say_what_was_assumed_and_count_on_my_tasks(tmp_path):
     (tmp_path / "r" / "mine" / "mw-reach.csv").write_text("\n".join(["step,success,seed", *rows]) + "\n")
     sides = gather(str(tmp_path / "r"), ["tdmpc2"], None, tmp_path / "absent")
     assert set(sides.evals["task"]) == {"mw-reach"}
-    assert any("mine: assumed: `success` is a rate (0-1)" in note for note in sides.notes)
+    assert any("mine: `success` is a rate (0-1)" in said for said in sides.assumptions)
     assert "tdmpc2: 103 tasks that mine was not run on are left out" in sides.notes
 
 

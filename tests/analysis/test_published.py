@@ -206,7 +206,7 @@ def test_written_tables_are_read_back(tmp_path):
     imported = read_published(tmp_path / "in", "them")
     write_published(imported, tmp_path / "out")
     pd.testing.assert_frame_equal(load_tables(tmp_path / "out").evals, imported.tables.evals)
-    parts, irregularities = read_sidecar(tmp_path / "out")
+    parts, irregularities, _ = read_sidecar(tmp_path / "out")
     assert parts == list(imported.provenance)
     assert irregularities == list(imported.irregularities)
     assert set(imported.tables.evals["source"]) == {"them/a/walker-walk.csv"}
