@@ -100,6 +100,16 @@ class RunLock:
         self.run.discard_prepared()
         self.wanted.unlink(missing_ok=True)
 
+    def check_free(self) -> None:
+        """Whether the lock can be taken now.
+
+        Raises:
+            UserError: another live process trains this run.
+        """
+        holder = self.holder()
+        if holder is not None:
+            raise self._taken(holder)
+
     def _taken(self, holder: Holder) -> UserError:
         owner = holder.process
         return UserError(

@@ -147,6 +147,18 @@ class GuardedSink:
             self._warned = True
 
 
+def check(names: Sequence[str]) -> None:
+    """Whether these trackers can be opened.
+
+    Raises:
+        UserError: an unknown tracker, or one whose package is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown("tracker", name, TRACKERS)
+        _require(name)
+
+
 def make_sinks(names: Sequence[str], runs: Sequence[TrackedRun], project: str) -> list[Sink]:
     """Open the trackers asked for, each guarded so that its failures never stop training.
 
@@ -158,10 +170,7 @@ def make_sinks(names: Sequence[str], runs: Sequence[TrackedRun], project: str) -
     Raises:
         UserError: an unknown tracker, or one whose package is not installed.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise unknown("tracker", name, TRACKERS)
-        _require(name)
+    check(names)
 
     def open_tensorboard() -> Sink:
         return TensorBoardSink([run.folder / "tensorboard" for run in runs], [run.resumed_at for run in runs])

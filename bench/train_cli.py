@@ -102,20 +102,57 @@ def train_command(
         _refuse("learning online: leave it out with --data", steps | others)
         schedule = {"updates": updates, "eval_every_updates": eval_every_updates, "eval_episodes": eval_episodes}
         spec = _offline(agent, task, obs, changed, data, seed, schedule)
-    run = _directory(spec, results)
     options = _options(device, env_workers, threads, checkpoint_every_s, video, keep_replay, sink, graphs=graphs)
-    _train(run, spec.budget, options)
+    if _is_done(spec, results):
+        return
+    run = _directory(spec, results, options)
+    _train(run, options)
 
 
-def _directory(spec: RunSpec, results: Path) -> RunDir:
+def _is_done(spec: RunSpec, results: Path) -> bool:
+    """Whether there is nothing to do, which is said; nothing is written then."""
+    from bench.rundir import RunDir
+
+    run = RunDir(results / spec.run_id)
+    if run.read_json("run.json") is None or run.progress(spec.budget).state != "done":
+        return False
+    typer.echo(f"done already: {run.path}")
+    kept = run.spec
+    for name in ("eval_episodes", "eval_every_env_steps"):
+        if getattr(kept, name) != getattr(spec, name):
+            typer.echo(f"its evaluations stay as they are: {name} {getattr(kept, name)}, not {getattr(spec, name)}")
+    return True
+
+
+def _check_continuable(spec: RunSpec, results: Path) -> None:
+    """Whether a run that was begun may continue with this specification; nothing is written before.
+
+    Raises:
+        UserError: it cannot be extended, was begun with another simulator, or another process trains it.
+    """
+    from bench.lock import RunLock
+    from bench.rundir import RunDir
+    from bench.worker import check_extendable
+
+    run = RunDir(results / spec.run_id)
+    if run.read_json("run.json") is not None:
+        check_extendable(run, spec.budget_env_steps)
+        run.check_version(spec.domain_version)
+        RunLock(run).check_free()
+
+
+def _directory(spec: RunSpec, results: Path, options: TrainOptions) -> RunDir:
     """Where the run trains. What is missing for its tasks, or for its start, is said before anything is written."""
-    from bench import pretrained
+    from bench import devices, pretrained, sinks
     from bench.envs import agents_pixels, make
     from bench.rundir import RunDir
     from bench.tasks import get as get_task
 
     for name in {get_task(name).domain: name for name in spec.tasks}.values():
         make(name, spec.obs, pixels=agents_pixels(spec.hyperparameters)).close()
+    devices.prepare(options.device, options.threads)
+    sinks.check(options.sinks)
+    _check_continuable(spec, results)
     if spec.init is not None and not RunDir(results / spec.run_id).newest_checkpoint():
         pretrained.check_here(spec.init)
     run = RunDir.create(results, spec)
@@ -123,15 +160,14 @@ def _directory(spec: RunSpec, results: Path) -> RunDir:
     return run
 
 
-def _train(run: RunDir, budget: int, options: TrainOptions) -> None:
+def _train(run: RunDir, options: TrainOptions) -> None:
     """Train a run to its budget, and exit as a worker does."""
     from bench.failures import EXIT_INTERRUPTED
     from bench.worker import main
 
-    if run.progress(budget).state == "done":
-        typer.echo(f"done already: {run.path}")
-        return
     typer.echo(f"run {run.path}")
+    if run.spec.offline is None and not options.keep_replay:
+        typer.echo("its replay is removed when it is done: to extend it later, start it with --keep-replay")
     code = main([run.path], options)
     if code == EXIT_INTERRUPTED:
         typer.echo("stopped at a checkpoint: the same command goes on from there")

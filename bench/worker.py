@@ -64,7 +64,7 @@ def train_runs(
         asked = AskedToLetGo(taken)
         unfinished = [run for run in runs if run.progress(run.spec.budget).state != "done"]
         for run in unfinished:
-            check_extendable(run)
+            check_extendable(run, run.spec.budget_env_steps)
             run.check_version(domain_version([get_task(name) for name in run.spec.tasks]))
         facts = provenance.collect(options.device)
         for run in unfinished:
@@ -150,8 +150,8 @@ def _tracked(run: RunDir) -> TrackedRun:
     )
 
 
-def check_extendable(run: RunDir) -> None:
-    """Whether a run that reached a smaller budget can go on.
+def check_extendable(run: RunDir, budget_env_steps: int) -> None:
+    """Whether a run that reached a smaller budget can continue to this one.
 
     Raises:
         UserError: its replay was removed when it was done.
@@ -159,8 +159,8 @@ def check_extendable(run: RunDir) -> None:
     done = run.read_json("done.json")
     if done is not None and not done.get("replay_kept", True):  # offline there is none to keep
         raise UserError(
-            f"{run.path} is done and its replay was removed, so it cannot go on to {run.spec.budget_env_steps:,} env "
-            "steps: move the directory away to train anew (train with --keep-replay to be able to extend a run)"
+            f"{run.path} is done and its replay was removed, so it cannot continue to {budget_env_steps:,} env steps: "
+            "move the directory away to train from scratch (only runs trained with --keep-replay can be extended)"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,7 @@ def launch(
     """
     folder = plan.sweep_folder(sweep.name, results)
     _check_whole([run for run in state.read_all(folder, sweep.runs) if wanted(run)])
+    new = [path for path in (folder / ".launch", folder, results) if not path.exists()]
     try:
         (folder / ".launch").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,13 +99,18 @@ def launch(
     known = measured.read(results) if known is None else known
     sweep = replace(sweep, resources=executor.planned(sweep.resources))
     lock = folder / ".launch" / "lock"
-    with locked(lock), kept(lock):
-        live = launches.live(folder)
-        runs = state.read_all(folder, sweep.runs)
-        busy = _busy(live, runs)
-        start = _to_start(runs, busy, wanted)
-        fleets = plan.group(sweep, start, known)
-        launched = _start(sweep, folder, fleets, executor, worker or WORKER, live) if fleets else None
+    try:
+        with locked(lock), kept(lock):
+            live = launches.live(folder)
+            runs = state.read_all(folder, sweep.runs)
+            busy = _busy(live, runs)
+            start = _to_start(runs, busy, wanted)
+            fleets = plan.group(sweep, start, known)
+            launched = _start(sweep, folder, fleets, executor, worker or WORKER, live) if fleets else None
+    finally:
+        for path in new:  # where nothing was started, nothing is left
+            with contextlib.suppress(OSError):
+                path.rmdir()
     chosen = {run.spec.run_id for run in start}
     return Launched(
         folder,
@@ -184,9 +191,9 @@ def _start(
 ) -> LaunchRecord:
     placement = executor.place(sweep.resources, [fleet.pack for fleet in fleets])
     launched: LaunchRecord | None = None
-    before = {run.directory.path / "failed.json": run for fleet in fleets for run in fleet.runs if run.error}
-    failures = {path: path.read_bytes() for path in before if path.exists()}
+    before = [_Before.of(run.directory) for fleet in fleets for run in fleet.runs]
     run_ids = [run_id for fleet in fleets for run_id in fleet.run_ids]
+    copies = set((folder / ".launch" / "code").glob("*"))
     try:
         for earlier in live:
             earlier.release(run_ids)  # a failed run of a fleet that still trains: what becomes of it is now our concern
@@ -199,7 +206,11 @@ def _start(
                 (directory.path / "failed.json").unlink(missing_ok=True)
         executor.submit(launched)
     except (UserError, OSError) as error:
-        _undo(launched, failures)
+        _undo(launched, before)
+        if launched is None or not launched.jobs():
+            for copy in set((folder / ".launch" / "code").glob("*")) - copies:
+                shutil.rmtree(copy, ignore_errors=True)
+            remove_if_empty(folder / ".launch" / "code", folder / ".launch")
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -242,8 +253,40 @@ def _record(
     return LaunchRecord.create(folder, sweep.path, info)
 
 
-def _undo(launched: LaunchRecord | None, failures: Mapping[Path, bytes]) -> None:
-    """After a launch that did not come about: failed runs have failed as before. What is queued stays recorded."""
+@dataclass(frozen=True)
+class _Before:
+    """What a run directory said before a launch; None for a file that was not there."""
+
+    directory: RunDir
+    files: Mapping[str, bytes | None]
+
+    @classmethod
+    def of(cls, directory: RunDir) -> _Before:
+        paths = {name: directory.path / name for name in ("run.json", "failed.json")}
+        return cls(directory, {name: path.read_bytes() if path.exists() else None for name, path in paths.items()})
+
+    def restore(self, root: Path) -> None:
+        """Make the directory, below the folder of the sweep, what it was."""
+        path = self.directory.path
+        for name, content in self.files.items():
+            if content is None:
+                (path / name).unlink(missing_ok=True)
+            elif not (path / name).exists() or (path / name).read_bytes() != content:
+                atomic.write_bytes(path / name, content)
+        if self.files["run.json"] is None:
+            remove_if_empty(path, root)
+
+
+def remove_if_empty(folder: Path, root: Path) -> None:
+    """Remove a folder, and those around it below `root`, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        while folder != root:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _undo(launched: LaunchRecord | None, before: Sequence[_Before]) -> None:
+    """After a launch that did not come about: runs are as they were. What is queued stays recorded."""
     queued: set[str] = set()
     if launched is not None:
         queued = {
@@ -251,9 +294,9 @@ def _undo(launched: LaunchRecord | None, failures: Mapping[Path, bytes]) -> None
         }
         if not queued:
             shutil.rmtree(launched.path, ignore_errors=True)
-    for path, content in failures.items():
-        if not path.exists() and not any(path.parent.match(run_id) for run_id in queued):
-            atomic.write_bytes(path, content)
+    for one in before:
+        if not any(one.directory.path.match(run_id) for run_id in queued):
+            one.restore(one.directory.path.parents[2])
 
 
 @dataclass(frozen=True)
