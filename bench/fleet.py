@@ -148,6 +148,9 @@ class Fleet(ABC):
                 if not self._evaluate():
                     return False
             elif self.at >= self.specs[0].clock_budget:
+                self._values()  # of a short run nothing has looked at the losses yet
+                if self.failures:
+                    continue
                 self._checkpoint()
                 self._finish()
                 return True

@@ -4,6 +4,7 @@ needs when it runs."""
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -151,7 +152,8 @@ def _launch(
         out.print(remark, soft_wrap=True)
     launched = launch.launch(sweep, results, executor, wanted or plan.is_startable, known=known)
     described = executor.describe(launched.record) if launched.record else None
-    text.show_launched(out, launched, described, str(sweep.path))
+    commands = partial(_command, sweep, results)
+    text.show_launched(out, launched, described, commands)
     if wait:
         raise typer.Exit(_follow(sweep, launched.folder))
     if launched.record is not None or launched.busy:
@@ -170,8 +172,13 @@ def _follow(sweep: Sweep, folder: Path) -> int:
 
 
 def _how_to_follow(sweep: Sweep, results: Path) -> str:
-    where = "" if results == Path("results") else f" --results {results}"
-    return f"follow: bench sweep status {sweep.path}{where} --watch · stop: bench sweep cancel {sweep.path}{where}"
+    return f"follow: {_command(sweep, results, 'status')} --watch · stop: {_command(sweep, results, 'cancel')}"
+
+
+def _command(sweep: Sweep, results: Path, verb: str) -> str:
+    from sweeps import text
+
+    return text.command(verb, sweep.path, results, () if verb == "cancel" else sweep.assignments)
 
 
 @app.command("cancel")

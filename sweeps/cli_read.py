@@ -99,9 +99,9 @@ def failures_command(
     if as_json:
         typer.echo(json.dumps(failures.to_json(groups), indent=2))
     else:
-        where = "" if results == Path("results") or target.is_dir() else f" --results {results}"
-        file = "FILE" if target.is_dir() else str(target)
-        text.show_failure_groups(text.console(), groups, len(runs), f"bench sweep retry {file}{where}")
+        folder = Path("results") if target.is_dir() else results
+        retry = text.command("retry", "FILE" if target.is_dir() else target, folder, assignments or ())
+        text.show_failure_groups(text.console(), groups, len(runs), retry)
 
 
 @app.command("logs")

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bench.errors import UserError
@@ -75,7 +74,7 @@ def find_run(run: str, results: Path) -> RunDir:
 def _is_meant(path: Path, run: str) -> bool:
     sweep, run_id = path.parts[-4], "/".join(path.parts[-3:])
     own = run.partition("/")[2] if run.partition("/")[0] == sweep else run
-    return selectors.matches(run_id, [own]) or fnmatchcase(f"{sweep}/{run_id}", run)
+    return selectors.matches(run_id, [own]) or selectors.globs(f"{sweep}/{run_id}", run)
 
 
 def of_run(directory: RunDir) -> list[Log]:

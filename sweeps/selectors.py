@@ -30,4 +30,9 @@ def matches(run_id: str, patterns: Sequence[str]) -> bool:
     agent, task, leaf = run_id.split("/")
     seed = leaf.split("-")[0]
     names = (agent, task, seed, f"{agent}/{task}", f"{task}/{seed}", f"{agent}/{task}/{seed}", leaf, run_id)
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(globs(name, pattern) for name in names for pattern in patterns)
+
+
+def globs(name: str, pattern: str) -> bool:
+    """Whether a glob means a name; the brackets of a variant, `agent[variant]`, also stand for themselves."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern.replace("[", "[[]"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -95,8 +97,18 @@ def show_ended(out: Console, runs: Sequence[RunState]) -> None:
         )
 
 
-def show_launched(out: Console, launched: Launched, described: str | None, file: str) -> None:
-    """What a launch started, and what it left alone and why."""
+def command(verb: str, file: Path | str, results: Path, assignments: Sequence[str] = ()) -> str:
+    """A command about the same sweep in the same folder, ready for a shell."""
+    where = [] if results == Path("results") else ["--results", str(results)]
+    return shlex.join(["bench", "sweep", verb, str(file), *where, *(f"--set={text}" for text in assignments)])
+
+
+def show_launched(out: Console, launched: Launched, described: str | None, commands: Callable[[str], str]) -> None:
+    """What a launch started, and what it left alone and why.
+
+    Args:
+        commands: verb -> the command about this sweep.
+    """
     if launched.record is not None:
         runs = sum(len(fleet.runs) for fleet in launched.fleets)
         out.print(
@@ -109,8 +121,8 @@ def show_launched(out: Console, launched: Launched, described: str | None, file:
     if launched.failed:
         count = plural(len(launched.failed), "run")
         out.print(
-            f"{count} failed before: skipped; `bench sweep failures {file}` says why, "
-            f"`bench sweep retry {file}` starts them again",
+            f"{count} failed before: skipped; `{commands('failures')}` says why, "
+            f"`{commands('retry')}` starts them again",
             soft_wrap=True,
         )
         show_failures(out, launched.failed)

@@ -128,15 +128,20 @@ class TaskEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         return self._draw(height, width)
 
     def _checked(self, obs: NDArray[Any], reward: float) -> NDArray[np.float32]:
-        vector = np.asarray(obs, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.asarray(obs, dtype=np.float32)
         if vector.shape != (self.task.obs_size,):
             raise self._failure(
                 f"gave an observation of shape {vector.shape}, the task table says {self.task.obs_size}"
             )
         if not np.isfinite(vector).all():
-            raise self._failure("gave an observation that is not finite")
-        if not np.isfinite(reward):
-            raise self._failure(f"gave the reward {reward}")
+            place = int(np.argmin(np.isfinite(vector)))
+            value = np.asarray(obs).ravel()[place]
+            raise self._failure(f"gave an observation that is not finite in float32 (number {place}: {value:g})")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.float32(reward))
+        if not finite:
+            raise self._failure(f"gave the reward {reward:g}, which is not finite in float32")
         return vector
 
     def _failure(self, what: str) -> SimulatorError:

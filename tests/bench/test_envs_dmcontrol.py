@@ -181,6 +181,19 @@ def test_a_simulator_that_diverges_is_one_clear_error() -> None:
         env.step(np.zeros(6, np.float32))
 
 
+def test_numbers_that_float32_cannot_hold_are_named_where_they_arise() -> None:
+    env = envs.make("walker-walk")
+    assert isinstance(env, DMControl)
+    env.reset(seed=42)
+    env.simulation.task.get_reward = lambda physics: 1e39
+    with pytest.raises(SimulatorError, match=r"walker-walk gave the reward 2e\+39, which is not finite in float32"):
+        env.step(np.zeros(6, np.float32))
+    env.reset(seed=42)
+    env._step_simulator = lambda action: (np.full(24, 1e39), 0.0, False, 0.0)  # type: ignore[method-assign]
+    with pytest.raises(SimulatorError, match=r"not finite in float32 \(number 0: 1e\+39\)"):
+        env.step(np.zeros(6, np.float32))
+
+
 def test_a_row_that_the_simulator_does_not_match_is_refused() -> None:
     env = envs.make(replace(tasks.get("walker-walk"), obs_size=25))
     with pytest.raises(SimulatorError, match=r"shape \(24,\), the task table says 25"):

@@ -339,3 +339,22 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         assert evaluations(run) == evaluations(whole)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_short_run_whose_losses_are_not_numbers_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends before any row of train.csv would have shown them."""
+    from baselines.sac import SAC
+
+    update = SAC.update
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        return {name: value * float("nan") for name, value in update(self, batch).items()}
+
+    monkeypatch.setattr(SAC, "update", poisoned)
+    short = spec("sac", budget_env_steps=720, eval_every_env_steps=720, eval_episodes=1)
+    run = RunDir.create(tmp_path, short)
+    assert train_runs([run], options(), None, never) == EXIT_FAILED
+    failure = run.read_json("failed.json") or {}
+    assert failure["class"] == "NaNError"
+    assert "a loss is not a number" in failure["message"]
+    assert not (run.path / "done.json").exists()
