@@ -83,7 +83,8 @@ def test_launch_wait_failure_and_retry(write: Write, results: Path, behave: Beha
     assert waited.stdout.rstrip().endswith(": ValueError: the reward was not a number")
     again = call("launch", file, "--results", results)
     assert "1 run failed before: skipped; " in again.stdout
-    assert f"`bench sweep failures {file}` says why, `bench sweep retry {file}` starts them again" in again.stdout
+    where = f"{file} --results {results}"
+    assert f"`bench sweep failures {where}` says why, `bench sweep retry {where}` starts them again" in again.stdout
     value = json.loads(call("status", file, "--results", results, "--json").stdout)
     assert value["counts"] == {"pending": 0, "running": 0, "stale": 0, "failed": 1, "done": 1}
     assert [run["error"] for run in value["runs"]] == [None, "ValueError: the reward was not a number"]
