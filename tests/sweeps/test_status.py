@@ -189,7 +189,7 @@ def test_status_works_where_slurm_is_silent(
     RunDir.create(results / "x", sweep.runs[0])
     shown = CliRunner().invoke(app, ["status", str(results / "x")]).stdout
     assert "1 run: 1 pending" in shown
-    assert "what Slurm says is not known: no squeue here" in shown
+    assert "could not query Slurm, last known states are shown: no squeue here" in shown
 
 
 def test_the_live_table(write: Write, results: Path) -> None:
