@@ -17,7 +17,7 @@ help:
 	@echo "make setup       make .venv with the whole pinned set (about 2 minutes)"
 	@echo "make quickstart  train TD-MPC2 and SAC on a task of each domain and write a report (about 10 minutes on 2 cores)"
 	@echo "make collect     the quickstart's tables alone"
-	@echo "make test        the tests: all but the slow ones (about 10 minutes on 2 cores)"
+	@echo "make test        the tests: all but the slow ones (about 15 minutes on 2 cores)"
 	@echo "make test-fast   the fast ones of them (under 2 minutes)"
 	@echo "make test-slow   the slow tests: minutes of real training"
 	@echo "make lint        ruff, its formatter and mypy"
