@@ -135,13 +135,12 @@ def visible_gpus(resources: Resources, slots: int) -> list[str | None]:
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if resources.gpus is None:
         return [inherited] * slots
-    names = inherited.split(",") if inherited else None
+    names = None if inherited is None else [name for name in inherited.split(",") if name]
     try:
-        chosen = [names[gpu] if names else str(gpu) for gpu in resources.gpus]
+        chosen = [str(gpu) if names is None else names[gpu] for gpu in resources.gpus]
     except IndexError as error:
-        raise UserError(
-            f"resources.gpus is {list(resources.gpus)}, but CUDA_VISIBLE_DEVICES shows {inherited} only"
-        ) from error
+        shown = f"{inherited} only" if names else "no GPU"
+        raise UserError(f"resources.gpus is {list(resources.gpus)}, but CUDA_VISIBLE_DEVICES shows {shown}") from error
     return [chosen[slot % len(chosen)] for slot in range(slots)]
 
 
