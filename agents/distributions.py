@@ -34,6 +34,12 @@ class TwoHot:
         self.vmin, self.vmax, self.last = vmin, vmax, num_bins - 1
         self.bins = torch.linspace(vmin, vmax, num_bins, device=device)
 
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest scalar that has a distribution of its own; others are clamped."""
+        low, high = symexp(torch.tensor([self.vmin, self.vmax], dtype=torch.float64)).tolist()
+        return low, high
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two-hot distribution of scalars: mass 1 - w on bin i and w on bin i + 1.
 

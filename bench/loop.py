@@ -10,6 +10,7 @@ shown what happened before they learn (`Observing`).
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,6 +76,7 @@ class Loop:
         self.agent_steps = 0
         self.metrics: Mapping[str, Tensor] = {}
         self.waited_s = self.stepped_s = 0.0
+        self._reward_range: tuple[float, float] | None = getattr(agent, "reward_range", None)
         self._under_way: NDArray[np.float32] | None = None  # actions (R, N, A) that the environments now take
         self._computed: torch.cuda.Event | None = None
 
@@ -142,12 +144,25 @@ class Loop:
         step = self.collector.receive()
         if self._computed is None or self._computed.query():
             self.waited_s += time.perf_counter() - begin
+        if self._reward_range is not None:
+            self._warn_beyond(step.reward, *self._reward_range)
         if self.observing is not None:
             told = (acted_on, step.reward, step.terminated, step.truncated)
             self.observing.observe(*(to_device(value, self.device) for value in told))
         self.replay.add(step.obs, action, step.reward, step.terminated, step.truncated)
         if self.collector.first.any():
             self.replay.begin(self.collector.obs, self.collector.first)
+
+    def _warn_beyond(self, reward: NDArray[np.float32], low: float, high: float) -> None:
+        """Say once that rewards are clamped, and learned as smaller ones."""
+        beyond = reward[(reward < low) | (reward > high)]
+        if len(beyond):
+            self._reward_range = None
+            warnings.warn(
+                f"a reward of {beyond[0]:g} is beyond what {type(self.agent).__name__} can represent ({low:,.0f} to "
+                f"{high:,.0f}): such rewards, and returns, are learned as the end of that range; scale the task's",
+                stacklevel=2,
+            )
 
     def _check_none_ended(self) -> None:
         ended = self.collector.first.any(1)

@@ -77,6 +77,7 @@ class TDMPC2:
         if hp.regression == "discrete":
             self.scalars = two_hot = TwoHot(hp.num_bins, hp.vmin, hp.vmax, device)
             self.scalar_loss = two_hot.cross_entropy
+            self.reward_range = two_hot.range
         else:
             self.scalars = number = SymlogScalar()
             self.scalar_loss = number.squared_error

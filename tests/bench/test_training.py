@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from agents.registry import resolve_hyperparameters
 from bench import checkpoint
+from bench.collector import Collector
 from bench.errors import UserError
 from bench.evaluation import Evaluator
 from bench.failures import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED
@@ -358,3 +361,17 @@ def test_a_short_run_whose_losses_are_not_numbers_fails(tmp_path: Path, monkeypa
     assert failure["class"] == "NaNError"
     assert "a loss is not a number" in failure["message"]
     assert not (run.path / "done.json").exists()
+
+
+def test_rewards_beyond_the_two_hot_range_are_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    receive = Collector.receive
+
+    def huge(self: Collector) -> Any:
+        step = receive(self)
+        return replace(step, reward=step.reward + np.float32(1e6))
+
+    monkeypatch.setattr(Collector, "receive", huge)
+    run = RunDir.create(tmp_path, spec("tdmpc2"))
+    with pytest.warns(UserWarning, match=r"a reward of 1e\+06 is beyond what TDMPC2 can represent") as said:
+        assert train_runs([run], options(), None, after(600)) == EXIT_INTERRUPTED
+    assert len([one for one in said if "-22,025 to 22,025" in str(one.message)]) == 1
