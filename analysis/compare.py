@@ -17,6 +17,7 @@ from analysis.groups import ALL, groups
 from analysis.problems import to_json
 from analysis.score_rule import AT_TIME, TOLERANCE
 from analysis.tables import Problem
+from analysis.text_tables import number_range
 from bench.errors import UserError
 
 MIN_SEEDS = 3
@@ -190,8 +191,8 @@ def verdict(
     """
     tasks = len(env_steps)
     where = (
-        f"on the mean over {tasks} task{'s' * (tasks != 1)} at {_range(env_steps)} env steps "
-        f"({_range(seeds[0])} against {_range(seeds[1])} seeds)"
+        f"on the mean over {tasks} task{'s' * (tasks != 1)} at {number_range(env_steps)} env steps "
+        f"({number_range(seeds[0])} against {number_range(seeds[1])} seeds)"
     )
     said = f"{mine} and {other} differ by {gap.value:+.1f} points {where}"
     if min(map(min, seeds)) < 2:
@@ -205,11 +206,6 @@ def verdict(
     if high < 0:
         return f"{said}: {mine} scores lower on these tasks."
     return f"{said}: these seeds do not tell them apart."
-
-
-def _range(values: Sequence[int]) -> str:
-    first, last = min(values), max(values)
-    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _clock_rows(clocks: Mapping[str, pd.DataFrame], reps: int) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from analysis.compare import Compared, rules
 from analysis.panels import shortened, write_csv
 from analysis.problems import lines as problem_lines
 from analysis.style import figure, save, styles
-from analysis.text_tables import interval, latex, markdown, markdown_text
+from analysis.text_tables import interval, latex, markdown, markdown_text, number_range
 from bench import atomic
 from bench.errors import UserError
 
@@ -56,8 +56,7 @@ def as_markdown(compared: Compared, reps: int) -> str:
     """The whole comparison to read."""
     tasks = compared.tasks
     names = list(dict.fromkeys(tasks["task"]))
-    steps = tasks["env_steps"]
-    span = f"{steps.min():,}" if steps.min() == steps.max() else f"{steps.min():,} to {steps.max():,}"
+    span = number_range(tasks["env_steps"].tolist())
     lines = [f"# {markdown_text(compared.mine)} against {markdown_text(', '.join(compared.others))}", ""]
     lines += [f"- **{markdown_text(verdict)}**" for verdict in compared.verdicts]
     lines += ["", f"{len(names)} common task{'s' * (len(names) != 1)}, compared at {span} env steps (table below).", ""]

@@ -19,6 +19,7 @@ import pandas as pd
 from analysis.alignment import align, labels
 from analysis.difference import difference
 from analysis.sides import Side, named
+from analysis.text_tables import number_range
 from bench.errors import UserError
 
 POWER = 0.8
@@ -138,8 +139,7 @@ def regression_lines(one: Regression, margin: float) -> list[str]:
     """An answer to read: the verdict, what is missing, and the notes."""
     word = "REGRESSED" if one.regressed else "no regression found"
     if one.tasks:
-        places = sorted(one.env_steps.values())
-        at = f"{places[0]:,}" if places[0] == places[-1] else f"{places[0]:,} to {places[-1]:,}"
+        at = number_range(one.env_steps.values())
         said = (
             f"{one.baseline_score:.1f} -> {one.new_score:.1f} ({one.difference:+.1f}, at most {one.upper:+.1f}) on "
             f"{one.tasks} task{'s' * (one.tasks != 1)} at {at} env steps, {one.baseline_seeds} and {one.new_seeds} "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -30,6 +30,12 @@ def markdown_text(text: str) -> str:
     for character in ("\\", "|", "*", "_", "`", "<", "[", "]"):
         text = text.replace(character, "&lt;" if character == "<" else f"\\{character}")
     return " ".join(text.split())
+
+
+def number_range(values: Collection[int]) -> str:
+    """`100,000`, or `100,000 to 200,000` where the numbers differ."""
+    first, last = min(values), max(values)
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
